@@ -1,0 +1,124 @@
+//! The annotations of stored format 1. FROZEN.
+//!
+//! They are repeated in clear in every object in etcd, so nothing is here without need: the wrapped DEK and the KEK that
+//! can unwrap it, and the same again for each recovery KEK. Every annotation, known or not, is bound by the additional
+//! data. SPEC: kube-apiserver takes names that are FQDNs without a slash, and 32 KiB in total.
+
+use crate::core::envelope::lp;
+use crate::core::fault::{Fault, Reason};
+use crate::core::kek_ref::KekRef;
+use crate::core::key_id::KeyId;
+use crate::core::limit;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Holds the wrapped DEK as the provider returned it.
+pub const DEK: &str = "dek.kube-kms";
+/// Holds the [`KekRef`] of the KEK that can unwrap it.
+pub const KEK: &str = "kek.kube-kms";
+
+const AAD_DOMAIN: &[u8] = b"kube-kms/v1";
+
+/// A DEK as a KEK wrapped it: opaque bytes, public.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WrappedDek(Vec<u8>);
+
+impl WrappedDek {
+    /// Takes what a provider returned, or what an annotation holds.
+    ///
+    /// # Errors
+    /// `annotation-invalid` when it is empty or over 8 KiB.
+    pub fn parse(blob: Vec<u8>) -> Result<Self, Fault> {
+        if blob.is_empty() || blob.len() > limit::WRAPPED_DEK_MAX {
+            return Err(Reason::AnnotationInvalid.into());
+        }
+        Ok(Self(blob))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The annotations of one write state or of one request, sorted by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Annotations {
+    all: BTreeMap<String, Vec<u8>>,
+    kek: KekRef,
+}
+
+impl Annotations {
+    /// Those that go with a DEK wrapped under this KEK.
+    #[must_use]
+    pub fn new(kek: &KekRef, dek: &WrappedDek) -> Self {
+        let all = BTreeMap::from([
+            (DEK.to_owned(), dek.as_bytes().to_vec()),
+            (KEK.to_owned(), kek.as_str().as_bytes().to_vec()),
+        ]);
+        Self { all, kek: kek.clone() }
+    }
+
+    /// Reads those of a DecryptRequest. Unknown names are kept: they take part in the additional data.
+    ///
+    /// # Errors
+    /// `annotation-missing`, `annotation-invalid`, `annotations-too-large`.
+    pub fn parse(all: BTreeMap<String, Vec<u8>>) -> Result<Self, Fault> {
+        let size = all.iter().fold(0_usize, |sum, (k, v)| sum.saturating_add(k.len()).saturating_add(v.len()));
+        if size > limit::ANNOTATIONS_MAX {
+            return Err(Reason::AnnotationsTooLarge.into());
+        }
+        let dek = all.get(DEK).ok_or(Reason::AnnotationMissing)?;
+        if dek.is_empty() || dek.len() > limit::WRAPPED_DEK_MAX {
+            return Err(Reason::AnnotationInvalid.into());
+        }
+        let kek = KekRef::parse(all.get(KEK).ok_or(Reason::AnnotationMissing)?)?;
+        Ok(Self { all, kek })
+    }
+
+    /// Which KEK can unwrap the DEK.
+    #[must_use]
+    pub const fn kek(&self) -> &KekRef {
+        &self.kek
+    }
+
+    /// The wrapped DEK's bytes.
+    #[must_use]
+    pub fn wrapped_dek(&self) -> &[u8] {
+        self.all.get(DEK).map_or(&[], Vec::as_slice)
+    }
+
+    /// All of them, sorted by name.
+    #[must_use]
+    pub const fn all(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.all
+    }
+}
+
+/// The additional data of the seal: binds key_id and every annotation. FROZEN.
+///
+/// Constant for a write state and for a keyring entry, so that it is computed once and not per request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdditionalData([u8; 32]);
+
+impl AdditionalData {
+    /// SHA-256(`kube-kms/v1` ‖ lp(key_id) ‖ lp(name) ‖ lp(value) for every annotation, sorted by name).
+    #[must_use]
+    pub fn bind(key_id: &KeyId, annotations: &BTreeMap<String, Vec<u8>>) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(AAD_DOMAIN);
+        lp(&mut hash, key_id.as_str().as_bytes());
+        for (name, value) in annotations {
+            lp(&mut hash, name.as_bytes());
+            lp(&mut hash, value);
+        }
+        Self(hash.finalize().into())
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}

@@ -1,0 +1,80 @@
+//! `key_id`: the public name of one KEK version, as reported to kube-apiserver. FROZEN (stored format 1).
+//!
+//! Guarantees: deterministic from remote facts, so equal on every replica; a hash, so it shows nothing; short, because
+//! it is repeated in every object in etcd. SPEC: KEP-3299 "key_id and rotation"; docs/format.md.
+
+use crate::core::envelope::lp;
+use crate::core::fault::{Fault, Reason};
+use crate::core::kek_ref::KekVersion;
+use crate::core::limit;
+use sha2::{Digest, Sha256};
+use std::fmt;
+
+/// Separates this hash from every other use of SHA-256 in the format.
+const DOMAIN: &[u8] = b"kube-kms/key-id/v1";
+/// Hex digits of the hash that are kept: 128 bits.
+const DIGITS: usize = 32;
+
+/// 1 to 1,024 bytes of UTF-8 that name a KEK version. Those that we derive are `k1-` and 32 hex digits.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(String);
+
+impl KeyId {
+    /// The id of this KEK version under the operator's `epoch`.
+    #[must_use]
+    pub fn derive(version: &KekVersion, epoch: u64) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(DOMAIN);
+        lp(&mut hash, version.kek.kind().as_bytes());
+        lp(&mut hash, version.kek.identity().as_bytes());
+        lp(&mut hash, version.version.as_bytes());
+        hash.update(epoch.to_be_bytes());
+        let digest = hex::encode(hash.finalize());
+        Self(format!("k1-{}", digest.get(..DIGITS).unwrap_or_default()))
+    }
+
+    /// Takes a key_id that kube-apiserver passes back, ours or another plugin's.
+    ///
+    /// # Errors
+    /// `key-id-empty`; `key-id-too-long` over 1,024 bytes.
+    pub fn parse(text: String) -> Result<Self, Fault> {
+        match text.len() {
+            0 => Err(Reason::KeyIdEmpty.into()),
+            n if n > limit::KEY_ID_MAX => Err(Reason::KeyIdTooLong.into()),
+            _ => Ok(Self(text)),
+        }
+    }
+
+    /// The id as it goes over the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// `sha256:` and the hex digest of the id: exactly kube-apiserver's metric label `key_id_hash`.
+    #[must_use]
+    pub fn metric_hash(&self) -> String {
+        format!("sha256:{}", hex::encode(Sha256::digest(self.0.as_bytes())))
+    }
+
+    /// Whether the id has the shape of those that [`KeyId::derive`] makes.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.0.strip_prefix("k1-").is_some_and(|rest| {
+            rest.len() == DIGITS && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        })
+    }
+}
+
+/// Safe in a log line: our own ids as they are, anything else as its hash.
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_ours() { f.write_str(&self.0) } else { f.write_str(&self.metric_hash()) }
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,16 @@
+//! The rules, pure: no runtime, no I/O, no clock and no randomness of its own (all passed in through [`port`]).
+//!
+//! Guarantees: what is built here cannot be built wrong (parse, do not validate). Refuses to know: gRPC, sockets,
+//! providers, configuration files. The only thing below it is [`crate::memory`], where secrets live.
+
+pub mod annotation;
+pub mod context;
+pub mod dek;
+pub mod envelope;
+pub mod fault;
+
+pub mod kek_ref;
+pub mod key_id;
+pub mod limit;
+pub mod port;
+pub mod uid;

@@ -1,0 +1,20 @@
+//! kube-kms: a Kubernetes KMS v2 encryption plugin.
+//!
+//! The folders are the architecture and the arrows point one way (`tests/architecture.rs` holds them):
+//! `main → cli → daemon → grpc transport client kek telemetry config → service → core`, with three leaves under all
+//! of them: [`memory`] (locked memory), [`durable`] (atomic files) and, for whoever wires things together, [`os`]
+//! (clock and entropy). Start reading at [`service::plugin`]; ARCHITECTURE.md has the map.
+
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod core;
+pub mod daemon;
+pub mod durable;
+pub mod grpc;
+pub mod kek;
+pub mod memory;
+pub mod os;
+pub mod service;
+pub mod telemetry;
+pub mod transport;
