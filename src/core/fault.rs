@@ -190,6 +190,7 @@ impl fmt::Display for Reason {
 #[derive(Clone, Debug)]
 pub struct Fault {
     reason: Reason,
+    detail: Option<Reason>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -197,14 +198,20 @@ impl Fault {
     /// A fault without a cause beyond its reason.
     #[must_use]
     pub const fn new(reason: Reason) -> Self {
-        Self { reason, source: None }
+        Self { reason, detail: None, source: None }
     }
 
     /// A fault with the cause to log. SECURITY: the cause must not contain key material; it may name hosts and ARNs,
     /// because it never leaves for the wire.
     #[must_use]
     pub fn caused_by(reason: Reason, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { reason, source: Some(Arc::from(source.into())) }
+        Self { reason, detail: None, source: Some(Arc::from(source.into())) }
+    }
+
+    /// The same fault with the reason behind it: why it is still starting, say.
+    #[must_use]
+    pub fn with_detail(self, detail: Option<Reason>) -> Self {
+        Self { detail, ..self }
     }
 
     /// Why.
@@ -244,6 +251,8 @@ impl From<Reason> for Fault {
     }
 }
 
+impl Eq for Fault {}
+
 impl PartialEq for Fault {
     fn eq(&self, other: &Self) -> bool {
         self.reason == other.reason
@@ -252,7 +261,8 @@ impl PartialEq for Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.reason.label(), self.reason.phrase())
+        write!(f, "{}: {}", self.reason.label(), self.reason.phrase())?;
+        self.detail.map_or(Ok(()), |detail| write!(f, " ({detail})"))
     }
 }
 

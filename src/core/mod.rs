@@ -8,9 +8,11 @@ pub mod context;
 pub mod dek;
 pub mod envelope;
 pub mod fault;
+pub mod health;
 
 pub mod kek_ref;
 pub mod key_id;
 pub mod limit;
 pub mod port;
+pub mod rotation;
 pub mod uid;

@@ -1,0 +1,109 @@
+//! What the service tells whoever counts: one trait, implemented by the telemetry and wired by the daemon.
+
+use crate::core::fault::Reason;
+use std::fmt;
+use std::time::Duration;
+
+/// One of the three RPCs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rpc {
+    /// Status
+    Status,
+    /// Encrypt
+    Encrypt,
+    /// Decrypt
+    Decrypt,
+}
+
+impl Rpc {
+    /// As it is spelled in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Status => "Status",
+            Self::Encrypt => "Encrypt",
+            Self::Decrypt => "Decrypt",
+        }
+    }
+}
+
+/// One of the two calls to a KEK provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KekOperation {
+    /// wrap_dek
+    Wrap,
+    /// unwrap_dek
+    Unwrap,
+}
+
+impl KekOperation {
+    /// As it is spelled in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Wrap => "wrap",
+            Self::Unwrap => "unwrap",
+        }
+    }
+}
+
+/// What happened in the keyring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyringEvent {
+    /// A DEK was there.
+    Hit,
+    /// It was not, and an unwrap was started.
+    Miss,
+    /// It was not, and an unwrap was already on its way.
+    Joined,
+    /// It was there but past its time, and served because the KMS is away.
+    ServedExpired,
+    /// One had to go because the keyring was full.
+    Evicted,
+    /// One was wiped because its KEK was revoked or left the configuration.
+    Wiped,
+    /// The KMS had refused this blob a moment ago, so it was not asked again.
+    RefusedAgain,
+}
+
+impl KeyringEvent {
+    /// As it is spelled in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Joined => "joined",
+            Self::ServedExpired => "served-expired",
+            Self::Evicted => "evicted",
+            Self::Wiped => "wiped",
+            Self::RefusedAgain => "refused-again",
+        }
+    }
+}
+
+/// Receives events; called on the request path, so it must be quick and must not block.
+pub trait Observer: Send + Sync + fmt::Debug {
+    /// An RPC ended. `Err` holds why it failed.
+    fn rpc(&self, rpc: Rpc, outcome: Result<(), Reason>, elapsed: Duration);
+    /// An RPC began (`1`) or ended (`-1`).
+    fn rpc_in_flight(&self, rpc: Rpc, change: i64);
+    /// A call to a KEK provider ended. `kind` is the provider's kind: `aws`, `local`.
+    fn kek_call(&self, kind: &'static str, operation: KekOperation, outcome: Result<(), Reason>, elapsed: Duration);
+    /// Something happened in the keyring.
+    fn keyring(&self, event: KeyringEvent);
+    /// A write state was published; `rotated` when its key_id differs from the one before.
+    fn published(&self, rotated: bool);
+}
+
+/// Counts nothing: for commands and tests that do not look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn rpc(&self, _: Rpc, _: Result<(), Reason>, _: Duration) {}
+    fn rpc_in_flight(&self, _: Rpc, _: i64) {}
+    fn kek_call(&self, _: &'static str, _: KekOperation, _: Result<(), Reason>, _: Duration) {}
+    fn keyring(&self, _: KeyringEvent) {}
+    fn published(&self, _: bool) {}
+}

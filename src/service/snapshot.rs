@@ -1,0 +1,33 @@
+//! What can be said about the plugin at one moment: for /readyz, /metrics and the log. Nothing here is secret.
+
+use crate::core::fault::Reason;
+use crate::core::kek_ref::KekVersion;
+use crate::core::key_id::KeyId;
+use std::time::Duration;
+
+/// The state at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// One of [`crate::core::health::State::LABELS`].
+    pub state: &'static str,
+    /// Why it is not `ready`.
+    pub because: Option<Reason>,
+    /// Whether Status answers `ok`.
+    pub is_ok: bool,
+    /// How long the KMS has been away, while it is.
+    pub outage: Option<Duration>,
+    /// The key_id that Status reports.
+    pub key_id: Option<KeyId>,
+    /// The KEK version behind it.
+    pub kek: Option<KekVersion>,
+    /// Age of the DEK that seals now.
+    pub dek_age: Option<Duration>,
+    /// Seals under it so far.
+    pub dek_uses: Option<u64>,
+    /// Time since a probe of the writing KEK last went well.
+    pub last_good_probe: Option<Duration>,
+    /// Unwrapped DEKs in the keyring.
+    pub keyring_entries: usize,
+    /// What `cache.capacity` allows.
+    pub keyring_capacity: usize,
+}
