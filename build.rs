@@ -4,6 +4,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/kms_v2.proto");
     let descriptors = protox::compile(["kms_v2.proto"], ["proto"])?;
     tonic_prost_build::configure()
+        .codec_path("crate::api::codec::SmallCodec")
         // Sorted, so that the additional data (a hash over sorted annotations) needs no sort of its own.
         .btree_map(".")
         // SECURITY: these two carry a seed. They are wiped on drop and have no Debug of fields (src/grpc/api.rs writes one).

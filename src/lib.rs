@@ -5,6 +5,7 @@
 //! of them: [`memory`] (locked memory), [`durable`] (atomic files) and, for whoever wires things together, [`os`]
 //! (clock and entropy). Start reading at [`service::plugin`]; ARCHITECTURE.md has the map.
 
+pub mod api;
 pub mod cli;
 pub mod client;
 pub mod config;

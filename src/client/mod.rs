@@ -1,1 +1,3 @@
-//! x
+//! Clients of a KMS v2 plugin: what kube-apiserver does, from the other end of the socket.
+
+pub mod kms;

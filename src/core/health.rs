@@ -262,7 +262,7 @@ pub fn judge(record: &Record, holdings: Holdings, policy: &Policy, now: Moment) 
 mod tests {
     use super::*;
 
-    const MINUTE: u64 = 60_000;
+    const MINUTE: u64 = 60_000_000_000;
     const BOTH: Holdings = Holdings { write_state: true, known_key_id: true };
     const KNOWN: Holdings = Holdings { write_state: false, known_key_id: true };
     const NOTHING: Holdings = Holdings { write_state: false, known_key_id: false };

@@ -80,7 +80,7 @@ pub trait Kek: Send + Sync + fmt::Debug {
     ) -> KekFuture<'a, Unwrapped>;
 }
 
-/// Milliseconds since an arbitrary moment; never goes back, whatever happens to the wall clock.
+/// Nanoseconds since an arbitrary moment; never goes back, whatever happens to the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Moment(pub u64);
 
@@ -88,7 +88,7 @@ impl Moment {
     /// The time from an earlier moment to this one; zero when it is not earlier.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 

@@ -29,7 +29,7 @@ impl Default for MonotonicClock {
 
 impl Clock for MonotonicClock {
     fn now(&self) -> Moment {
-        Moment(u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
+        Moment(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 }
 

@@ -1,8 +1,20 @@
 //! The use cases: Status, Encrypt, Decrypt, and the background work that keeps them off the network.
 //!
 //! May use the runtime (tasks, timers, locks); knows KEKs, clock and entropy only as ports of the core. Refuses to know
-//! gRPC, sockets, files of configuration and which KMS it is.
+//! gRPC, sockets, files of configuration and which KMS it is. The request path is [`plugin`] → [`write_state`] or
+//! [`decrypt`] → [`keyring`] → [`unwrap`]; the background is [`supervisor`].
 
+pub mod decrypt;
+pub mod kek_set;
+pub mod keyring;
 pub mod observer;
+pub mod pace;
+pub mod peer;
+pub mod plugin;
+pub mod prepare;
 pub mod settings;
 pub mod snapshot;
+pub mod state_file;
+pub mod supervisor;
+pub mod unwrap;
+pub mod write_state;

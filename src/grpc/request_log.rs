@@ -1,0 +1,92 @@
+//! One log line per Encrypt and Decrypt, with uid, outcome, latency and key_id; Status at debug.
+//!
+//! SECURITY: plaintext, ciphertext and annotations never get here. Lines that a hostile or broken peer can cause without
+//! end (malformed and refused requests) are limited to a few per second; how many were left out is said.
+
+use crate::core::fault::{Class, Fault};
+use crate::core::port::Moment;
+use crate::core::uid::Uid;
+use crate::service::observer::Rpc;
+use std::fmt::Display;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Lines about malformed or refused requests in one window.
+const PER_WINDOW: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Writes the lines.
+#[derive(Debug, Default)]
+pub struct RequestLog {
+    window: Mutex<Window>,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    began: Moment,
+    written: u32,
+    left_out: u64,
+}
+
+impl RequestLog {
+    /// A request that was served. `detail` says how: for Decrypt, where the DEK came from.
+    pub fn served(&self, rpc: Rpc, uid: &Uid, key_id: &dyn Display, detail: &'static str, elapsed: Duration) {
+        let micros = micros(elapsed);
+        if rpc == Rpc::Status {
+            tracing::debug!(target: "kube_kms::rpc", rpc = rpc.label(), outcome = "ok", %key_id, healthz = detail, micros, "served");
+        } else {
+            tracing::info!(target: "kube_kms::rpc", rpc = rpc.label(), %uid, outcome = "ok", %key_id, dek = detail, micros, "served");
+        }
+    }
+
+    /// A request that failed.
+    pub fn failed(&self, rpc: Rpc, uid: &Uid, fault: &Fault, elapsed: Duration, now: Moment) {
+        let (rpc, outcome, class, micros) =
+            (rpc.label(), fault.reason().label(), fault.class().label(), micros(elapsed));
+        match fault.class() {
+            Class::Malformed | Class::PeerRefused => {
+                let Some(left_out) = self.admit(now) else { return };
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, class, micros, left_out, "refused: {fault}");
+            }
+            Class::KekDead | Class::OpenFailed | Class::Broken => {
+                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, class, micros, cause = fault.causes(), "failed: {fault}");
+            }
+            _ => {
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, class, micros, cause = fault.causes(), "failed: {fault}");
+            }
+        }
+    }
+
+    /// `Some` with the number of lines left out before, when this line may be written.
+    fn admit(&self, now: Moment) -> Option<u64> {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.since(window.began) >= WINDOW {
+            window.began = now;
+            window.written = 0;
+        }
+        if window.written >= PER_WINDOW {
+            window.left_out = window.left_out.saturating_add(1);
+            return None;
+        }
+        window.written = window.written.saturating_add(1);
+        Some(std::mem::take(&mut window.left_out))
+    }
+}
+
+fn micros(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_cut_and_the_next_line_says_how_much_was_left_out() {
+        let log = RequestLog::default();
+        let admitted = (0..100).filter(|_| log.admit(Moment(5)).is_some()).count();
+        assert_eq!(admitted, 10);
+        assert_eq!(log.admit(Moment(1_100_000_000)), Some(90));
+        assert_eq!(log.admit(Moment(1_100_000_000)), Some(0));
+    }
+}

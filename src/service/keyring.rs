@@ -1,0 +1,351 @@
+//! The keyring: a bounded cache of unwrapped DEKs, and at most one unwrap on its way per wrapped DEK.
+//!
+//! Guarantees: an unwrap survives the caller that started it; a full keyring gives up what was used longest ago; what is
+//! given up is wiped; a KEK that is revoked takes its DEKs with it, and an unwrap that was on its way meanwhile does not
+//! bring them back. The lock is held for a look-up, never across an await. Refuses to know how a DEK is unwrapped.
+
+use crate::core::annotation::{AdditionalData, Annotations};
+use crate::core::dek::Dek;
+use crate::core::fault::{Class, Fault, Reason};
+use crate::core::kek_ref::KekRef;
+use crate::core::key_id::KeyId;
+use crate::core::limit;
+use crate::core::port::Moment;
+use crate::service::observer::{KeyringEvent, Observer};
+use hashbrown::{Equivalent, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a blob that the KMS refused as damaged or foreign is refused without asking again.
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// Refused blobs that are remembered at most.
+const REFUSED_MAX: usize = 1024;
+
+/// What an unwrap came to, shared by everybody who waits for it.
+pub type Outcome = Result<Arc<Entry>, Fault>;
+
+/// One unwrapped DEK.
+#[derive(Debug)]
+pub struct Entry {
+    dek: Arc<Dek>,
+    unwrapped: Moment,
+    last_used: AtomicU64,
+    binding: OnceLock<Binding>,
+}
+
+/// The key_id and annotations that opened under this DEK, with their additional data.
+#[derive(Debug)]
+struct Binding {
+    key_id: KeyId,
+    annotations: Annotations,
+    aad: AdditionalData,
+}
+
+impl Entry {
+    /// The key.
+    #[must_use]
+    pub fn dek(&self) -> &Dek {
+        &self.dek
+    }
+
+    /// The additional data for this request: remembered when the request is like the one that opened before.
+    #[must_use]
+    pub fn aad(&self, key_id: &KeyId, annotations: &Annotations) -> AdditionalData {
+        match self.binding.get() {
+            Some(b) if b.key_id == *key_id && b.annotations == *annotations => b.aad,
+            _ => AdditionalData::bind(key_id, annotations.all()),
+        }
+    }
+
+    /// Remembers the additional data of a request that opened.
+    pub fn remember(&self, key_id: KeyId, annotations: Annotations, aad: AdditionalData) {
+        self.binding.get_or_init(|| Binding { key_id, annotations, aad });
+    }
+}
+
+/// What a look-up found.
+#[derive(Debug)]
+pub enum Found {
+    /// A DEK within its time.
+    Fresh(Arc<Entry>),
+    /// A DEK past its time: to be unwrapped again, and good while the KMS is away.
+    Expired(Arc<Entry>),
+    /// The KMS refused this blob a moment ago.
+    Refused(Fault),
+    /// Nothing.
+    Absent,
+}
+
+/// A place in the queue for an unwrap.
+#[derive(Debug)]
+pub enum Joined {
+    /// Somebody else has started it.
+    Waiting(watch::Receiver<Option<Outcome>>),
+    /// The caller must run it, in a task of its own, and settle the flight.
+    Started(Flight, watch::Receiver<Option<Outcome>>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Keyring {
+    inner: Mutex<Inner>,
+    observer: Arc<dyn Observer>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    capacity: usize,
+    ttl: Duration,
+    confirmations: u32,
+    entries: HashMap<Slot, Arc<Entry>>,
+    flights: HashMap<Slot, watch::Receiver<Option<Outcome>>>,
+    refused: HashMap<Slot, (Moment, Fault)>,
+    deaths: HashMap<KekRef, u32>,
+    generation: u64,
+}
+
+/// The key of an entry: which KEK, and the wrapped DEK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Slot {
+    kek: KekRef,
+    wrapped: Vec<u8>,
+}
+
+/// A [`Slot`], borrowed from a request.
+#[derive(PartialEq, Eq, Hash)]
+struct SlotRef<'a> {
+    kek: &'a str,
+    wrapped: &'a [u8],
+}
+
+impl Slot {
+    fn of(annotations: &Annotations) -> Self {
+        Self { kek: annotations.kek().clone(), wrapped: annotations.wrapped_dek().to_vec() }
+    }
+}
+
+impl Hash for Slot {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        SlotRef { kek: self.kek.as_str(), wrapped: &self.wrapped }.hash(state);
+    }
+}
+
+impl<'a> SlotRef<'a> {
+    fn of(annotations: &'a Annotations) -> Self {
+        Self { kek: annotations.kek().as_str(), wrapped: annotations.wrapped_dek() }
+    }
+}
+
+impl Equivalent<Slot> for SlotRef<'_> {
+    fn equivalent(&self, slot: &Slot) -> bool {
+        self.kek == slot.kek.as_str() && self.wrapped == slot.wrapped
+    }
+}
+
+impl Keyring {
+    /// An empty one, for at most `capacity` DEKs that are good for `ttl`.
+    #[must_use]
+    pub fn new(capacity: usize, ttl: Duration, confirmations: u32, observer: Arc<dyn Observer>) -> Self {
+        let inner = Inner {
+            capacity,
+            ttl,
+            confirmations,
+            entries: HashMap::new(),
+            flights: HashMap::new(),
+            refused: HashMap::new(),
+            deaths: HashMap::new(),
+            generation: 0,
+        };
+        Self { inner: Mutex::new(inner), observer }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while it was held cannot leave it half changed in a way that matters: every change is one insert or remove.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for the DEK that these annotations name.
+    #[must_use]
+    pub fn find(&self, annotations: &Annotations, now: Moment) -> Found {
+        let slot = SlotRef::of(annotations);
+        let inner = self.lock();
+        if let Some(entry) = inner.entries.get(&slot) {
+            entry.last_used.store(now.0, Ordering::Relaxed);
+            let entry = Arc::clone(entry);
+            return if now.since(entry.unwrapped) < inner.ttl { Found::Fresh(entry) } else { Found::Expired(entry) };
+        }
+        match inner.refused.get(&slot) {
+            Some((when, fault)) if now.since(*when) < REFUSED_FOR => Found::Refused(fault.clone()),
+            _ => Found::Absent,
+        }
+    }
+
+    /// Joins the unwrap of this DEK, or starts it.
+    ///
+    /// # Errors
+    /// `overloaded` when too many distinct DEKs are being unwrapped already.
+    pub fn join(self: &Arc<Self>, annotations: &Annotations) -> Result<Joined, Fault> {
+        let mut inner = self.lock();
+        if let Some(waiting) = inner.flights.get(&SlotRef::of(annotations)) {
+            return Ok(Joined::Waiting(waiting.clone()));
+        }
+        if inner.flights.len() >= limit::UNWRAPS_QUEUED_MAX {
+            return Err(Reason::Overloaded.into());
+        }
+        let slot = Slot::of(annotations);
+        let (sender, receiver) = watch::channel(None);
+        inner.flights.insert(slot.clone(), receiver.clone());
+        let flight = Flight { keyring: Arc::clone(self), slot, sender, generation: inner.generation, settled: false };
+        Ok(Joined::Started(flight, receiver))
+    }
+
+    /// Wipes every DEK under that KEK.
+    pub fn wipe(&self, kek: &KekRef) {
+        self.wipe_unless(|slot| slot != kek);
+    }
+
+    /// Wipes every DEK whose KEK is not one of those.
+    pub fn wipe_unless(&self, keep: impl Fn(&KekRef) -> bool) {
+        let mut inner = self.lock();
+        inner.generation = inner.generation.wrapping_add(1);
+        let before = inner.entries.len();
+        inner.entries.retain(|slot, _| keep(&slot.kek));
+        inner.refused.clear();
+        let wiped = before.saturating_sub(inner.entries.len());
+        drop(inner);
+        for _ in 0..wiped {
+            self.observer.keyring(KeyringEvent::Wiped);
+        }
+    }
+
+    /// Takes new limits after a reload.
+    pub fn configure(&self, capacity: usize, ttl: Duration, confirmations: u32) {
+        let mut inner = self.lock();
+        inner.capacity = capacity;
+        inner.ttl = ttl;
+        inner.confirmations = confirmations;
+        while inner.entries.len() > inner.capacity {
+            self.evict(&mut inner);
+        }
+    }
+
+    /// How many DEKs are held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether none is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts a DEK in that needs no unwrap, because it was just proven: the one of a new write state.
+    pub fn insert(&self, annotations: &Annotations, dek: Arc<Dek>, now: Moment) -> Arc<Entry> {
+        let entry = Arc::new(Entry { dek, unwrapped: now, last_used: AtomicU64::new(now.0), binding: OnceLock::new() });
+        let mut inner = self.lock();
+        self.put(&mut inner, Slot::of(annotations), Arc::clone(&entry));
+        entry
+    }
+
+    fn put(&self, inner: &mut Inner, slot: Slot, entry: Arc<Entry>) {
+        if !inner.entries.contains_key(&slot) {
+            while inner.entries.len() >= inner.capacity.max(1) {
+                self.evict(inner);
+            }
+        }
+        inner.deaths.remove(&slot.kek);
+        inner.entries.insert(slot, entry);
+    }
+
+    /// Gives up the entry that was used longest ago. Looks at all of them: it happens once per unwrap at most, which
+    /// costs a remote call.
+    fn evict(&self, inner: &mut Inner) {
+        let oldest = inner
+            .entries
+            .iter()
+            .min_by_key(|(_, entry)| entry.last_used.load(Ordering::Relaxed))
+            .map(|(slot, _)| slot.clone());
+        if let Some(slot) = oldest {
+            inner.entries.remove(&slot);
+            self.observer.keyring(KeyringEvent::Evicted);
+        }
+    }
+}
+
+/// An unwrap on its way. Whoever holds it settles it; dropped unsettled (a panic) it fails everybody who waits.
+#[derive(Debug)]
+pub struct Flight {
+    keyring: Arc<Keyring>,
+    slot: Slot,
+    sender: watch::Sender<Option<Outcome>>,
+    generation: u64,
+    settled: bool,
+}
+
+impl Flight {
+    /// Ends it: the DEK goes into the keyring (unless it was wiped meanwhile) and everybody who waits has it.
+    pub fn settle(mut self, outcome: Result<Arc<Dek>, Fault>, now: Moment) {
+        self.settled = true;
+        let mut inner = self.keyring.lock();
+        inner.flights.remove(&self.slot);
+        let shared = match outcome {
+            Ok(dek) => {
+                let entry =
+                    Arc::new(Entry { dek, unwrapped: now, last_used: AtomicU64::new(now.0), binding: OnceLock::new() });
+                if self.generation == inner.generation {
+                    self.keyring.put(&mut inner, self.slot.clone(), Arc::clone(&entry));
+                }
+                Ok(entry)
+            }
+            Err(fault) => {
+                self.note_failure(&mut inner, &fault, now);
+                Err(fault)
+            }
+        };
+        drop(inner);
+        // Nobody may be waiting any more; the keyring has it all the same.
+        let _ = self.sender.send(Some(shared));
+    }
+
+    fn note_failure(&self, inner: &mut Inner, fault: &Fault, now: Moment) {
+        match fault.class() {
+            Class::OpenFailed => {
+                inner.entries.remove(&self.slot);
+                if inner.refused.len() >= REFUSED_MAX {
+                    inner.refused.retain(|_, (when, _)| now.since(*when) < REFUSED_FOR);
+                }
+                if inner.refused.len() < REFUSED_MAX {
+                    inner.refused.insert(self.slot.clone(), (now, fault.clone()));
+                }
+            }
+            Class::KekDead => {
+                let deaths = inner.deaths.entry(self.slot.kek.clone()).or_insert(0);
+                *deaths = deaths.saturating_add(1);
+                if *deaths >= inner.confirmations {
+                    // SECURITY: a dead KEK takes its DEKs with it, also one that only reads and is never probed.
+                    let before = inner.entries.len();
+                    let dead = &self.slot.kek;
+                    inner.entries.retain(|slot, _| slot.kek != *dead);
+                    for _ in inner.entries.len()..before {
+                        self.keyring.observer.keyring(KeyringEvent::Wiped);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.keyring.lock().flights.remove(&self.slot);
+            let _ = self.sender.send(Some(Err(Reason::Invariant.into())));
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! How fast the KMS may be asked: at most so many unwraps at once, and further apart each time it throttles us.
+//!
+//! Guarantees: a storm of Decrypts never becomes a storm at the KMS; the pace recovers by itself. Probes do not wait
+//! here: they are few, and health must not queue behind a storm.
+
+use crate::core::limit;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+/// The gap after the first throttling: 100 calls a second.
+const FIRST_GAP: Duration = Duration::from_millis(10);
+/// The largest gap: one call a second.
+const LARGEST_GAP: Duration = Duration::from_secs(1);
+/// Gaps under this are none.
+const NO_GAP: Duration = Duration::from_millis(1);
+/// Several answers of one burst count as one sign of throttling.
+const SAME_BURST: Duration = Duration::from_millis(250);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Pace {
+    permits: Semaphore,
+    spacing: Mutex<Spacing>,
+}
+
+#[derive(Debug)]
+struct Spacing {
+    gap: Duration,
+    next: Option<Instant>,
+    slowed: Option<Instant>,
+}
+
+impl Pace {
+    /// Full speed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            permits: Semaphore::new(limit::UNWRAPS_IN_FLIGHT_MAX),
+            spacing: Mutex::new(Spacing { gap: Duration::ZERO, next: None, slowed: None }),
+        }
+    }
+
+    /// Waits for a turn; the turn ends when the permit is dropped.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // `None` never happens: the semaphore is never closed. Going on without a permit would be harmless then.
+        let permit = self.permits.acquire().await.ok();
+        let at = {
+            let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = tokio_now();
+            let at = spacing.next.map_or(now, |next| next.max(now));
+            spacing.next = at.checked_add(spacing.gap);
+            at
+        };
+        tokio::time::sleep_until(at).await;
+        permit
+    }
+
+    /// The KMS answered: a little faster.
+    pub fn speed_up(&self) {
+        let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
+        spacing.gap = spacing.gap.mul_f64(0.98);
+        if spacing.gap < NO_GAP {
+            spacing.gap = Duration::ZERO;
+        }
+    }
+
+    /// The KMS throttled us: half as fast.
+    pub fn slow_down(&self) {
+        let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = tokio_now();
+        if spacing.slowed.is_none_or(|when| now.saturating_duration_since(when) >= SAME_BURST) {
+            spacing.slowed = Some(now);
+            spacing.gap = spacing.gap.saturating_mul(2).clamp(FIRST_GAP, LARGEST_GAP);
+        }
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The runtime's clock: timers are set by it, and tests pause it.
+fn tokio_now() -> Instant {
+    Instant::now()
+}

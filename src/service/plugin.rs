@@ -1,0 +1,257 @@
+//! The plugin: what the three RPCs share, Status and Encrypt. Decrypt is in [`crate::service::decrypt`].
+//!
+//! Guarantees: Status and Encrypt read memory only, and both read the same [`Published`], which is swapped as a whole, so
+//! they can never disagree; no lock is held across an await. Refuses to know who calls and how.
+
+use crate::core::fault::{Fault, Reason};
+use crate::core::health::{State, StatusRule};
+use crate::core::kek_ref::KekRef;
+use crate::core::key_id::KeyId;
+use crate::core::port::{Clock, Entropy, Moment};
+use crate::service::kek_set::KekSet;
+use crate::service::keyring::Keyring;
+use crate::service::observer::Observer;
+use crate::service::pace::Pace;
+use crate::service::settings::Settings;
+use crate::service::snapshot::Snapshot;
+use crate::service::write_state::WriteState;
+use arc_swap::{ArcSwap, Guard};
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// What all requests see at one moment.
+#[derive(Debug)]
+pub struct Published {
+    /// The state of the writing KEK.
+    pub state: State,
+    /// What Status answers.
+    pub status: Result<StatusAnswer, Fault>,
+    /// What Encrypt seals with.
+    pub write: Option<Arc<WriteState>>,
+    /// The key_id that is reported, also before there is a write state.
+    pub key_id: Option<KeyId>,
+    /// The KEK whose DEKs may not be used any more.
+    pub revoked: Option<KekRef>,
+    /// When a probe last went well.
+    pub last_good: Option<Moment>,
+}
+
+/// StatusResponse, but for the version, which is always `v2`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusAnswer {
+    /// `ok`, or a short reason.
+    pub healthz: String,
+    /// The key_id.
+    pub key_id: KeyId,
+}
+
+impl Published {
+    /// Puts together what belongs together.
+    #[must_use]
+    pub fn new(
+        state: State,
+        write: Option<Arc<WriteState>>,
+        known: Option<KeyId>,
+        revoked: Option<KekRef>,
+        last_good: Option<Moment>,
+    ) -> Self {
+        let key_id = write.as_ref().map(|w| w.key_id().clone()).or(known);
+        let status = match (state.status(), &key_id) {
+            (StatusRule::Answer { healthz }, Some(key_id)) => Ok(StatusAnswer { healthz, key_id: key_id.clone() }),
+            // INVARIANT: never an empty key_id; kube-apiserver would count it as an error of ours.
+            (StatusRule::Answer { .. }, None) => Err(Fault::new(Reason::Starting).with_detail(state.because())),
+            (StatusRule::Fail(fault), _) => Err(fault),
+        };
+        Self { state, status, write, key_id, revoked, last_good }
+    }
+}
+
+/// An EncryptResponse in parts: the ciphertext, and the write state with the rest.
+#[derive(Debug)]
+pub struct Encrypted {
+    /// EncryptResponse.ciphertext.
+    pub ciphertext: Vec<u8>,
+    /// Where key_id and annotations come from.
+    pub write: Arc<WriteState>,
+}
+
+/// What the plugin is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The KEKs.
+    pub keks: KekSet,
+    /// The operator's settings.
+    pub settings: Settings,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// Who counts.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Plugin {
+    published: ArcSwap<Published>,
+    keks: ArcSwap<KekSet>,
+    settings: ArcSwap<Settings>,
+    keyring: Arc<Keyring>,
+    pace: Pace,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    observer: Arc<dyn Observer>,
+    renewal: Notify,
+}
+
+impl Plugin {
+    /// In state `starting`, or `starting-known` with the key_id of last time. The supervisor does the rest.
+    #[must_use]
+    pub fn new(parts: Parts, known: Option<KeyId>) -> Self {
+        let Parts { keks, settings, clock, entropy, observer } = parts;
+        let state =
+            if known.is_some() { State::StartingKnown { because: None } } else { State::Starting { because: None } };
+        let keyring = Arc::new(Keyring::new(
+            settings.cache_capacity,
+            settings.cache_ttl,
+            settings.policy.confirmations,
+            Arc::clone(&observer),
+        ));
+        Self {
+            published: ArcSwap::from_pointee(Published::new(state, None, known, None, None)),
+            keks: ArcSwap::from_pointee(keks),
+            settings: ArcSwap::from_pointee(settings),
+            keyring,
+            pace: Pace::new(),
+            clock,
+            entropy,
+            observer,
+            renewal: Notify::new(),
+        }
+    }
+
+    /// Status: from memory.
+    ///
+    /// # Errors
+    /// `starting` without a key_id to report; `outage-too-long`; why the KEK is dead.
+    pub fn status(&self) -> Result<StatusAnswer, Fault> {
+        self.published.load().status.clone()
+    }
+
+    /// Encrypt: from memory.
+    ///
+    /// # Errors
+    /// As Status, and whenever there is no write state; `plaintext-empty`, `plaintext-too-long`; `dek-exhausted`.
+    pub fn encrypt(&self, plaintext: &[u8]) -> Result<Encrypted, Fault> {
+        let published = self.published.load();
+        published.state.may_seal()?;
+        let write = published.write.as_ref().ok_or(Reason::Starting)?;
+        let sealed = write.seal(&*self.entropy, plaintext)?;
+        if sealed.renewal_due {
+            self.renewal.notify_one();
+        }
+        Ok(Encrypted { ciphertext: sealed.ciphertext, write: Arc::clone(write) })
+    }
+
+    /// What can be said now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let published = self.published.load();
+        let now = self.clock.now();
+        let write = published.write.as_deref();
+        let outage = match published.state {
+            State::Coasting { .. } | State::Degraded { .. } | State::Stopped { .. } => {
+                published.last_good.map(|when| now.since(when))
+            }
+            _ => None,
+        };
+        Snapshot {
+            state: published.state.label(),
+            because: published.state.because(),
+            is_ok: published.status.as_ref().is_ok_and(|s| s.healthz == "ok"),
+            outage,
+            key_id: published.key_id.clone(),
+            kek: write.map(|w| w.version().clone()),
+            dek_age: write.map(|w| now.since(w.born())),
+            dek_uses: write.map(WriteState::uses),
+            last_good_probe: published.last_good.map(|when| now.since(when)),
+            keyring_entries: self.keyring.len(),
+            keyring_capacity: self.settings.load().cache_capacity,
+        }
+    }
+
+    /// Wipes every DEK: for the end of the process.
+    pub fn wipe(&self) {
+        let state = State::Starting { because: Some(Reason::ShuttingDown) };
+        self.published.store(Arc::new(Published::new(state, None, None, None, None)));
+        self.keyring.wipe_unless(|_| false);
+    }
+
+    /// What all requests see now.
+    #[must_use]
+    pub fn published(&self) -> Guard<Arc<Published>> {
+        self.published.load()
+    }
+
+    /// Whether the KMS of the writing KEK is known to be away.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.published.load().state.is_outage()
+    }
+
+    /// The KEKs of the current configuration.
+    #[must_use]
+    pub fn keks(&self) -> Arc<KekSet> {
+        self.keks.load_full()
+    }
+
+    /// The settings of the current configuration.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    pub(super) fn publish(&self, published: Published) {
+        self.published.store(Arc::new(published));
+    }
+
+    pub(super) fn reconfigure(&self, keks: KekSet, settings: Settings) {
+        self.keyring.configure(settings.cache_capacity, settings.cache_ttl, settings.policy.confirmations);
+        self.keyring.wipe_unless(|kek| keks.may_unwrap(kek));
+        self.keks.store(Arc::new(keks));
+        self.settings.store(Arc::new(settings));
+    }
+
+    pub(super) const fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
+    pub(super) const fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    pub(super) fn entropy(&self) -> &dyn Entropy {
+        &*self.entropy
+    }
+
+    pub(super) fn observer(&self) -> &dyn Observer {
+        &*self.observer
+    }
+
+    pub(super) const fn renewal(&self) -> &Notify {
+        &self.renewal
+    }
+
+    /// A number from 0 (inclusive) to 1, for jitter; 0.5 when there is no randomness.
+    pub(super) fn random_fraction(&self) -> f64 {
+        let mut bytes = [0_u8; 2];
+        match self.entropy.fill(&mut bytes) {
+            Ok(()) => f64::from(u16::from_be_bytes(bytes)) / f64::from(u16::MAX),
+            Err(_) => 0.5,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `stateDir/state.json`: what this node has reported, so that it never goes back after a restart. Nothing secret.
+//!
+//! Guarantees: a help, never a need. Lost, it costs the memory of what was reported; damaged, it is set aside with a
+//! warning and serving goes on. Written before a new key_id is reported, so a crash cannot forget one.
+
+use crate::core::key_id::KeyId;
+use crate::durable::{self, Existing};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The file's name in `stateDir`.
+pub const NAME: &str = "state.json";
+/// Key_ids that were left and are remembered: at one rotation a day, nearly three years.
+const LEFT_MAX: usize = 1000;
+const VERSION: u32 = 1;
+/// A state file is a few hundred bytes; anything larger than this is not one.
+const SIZE_MAX: u64 = 1024 * 1024;
+
+/// What is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The key_id reported last.
+    pub key_id: Option<KeyId>,
+    /// Those reported before it, oldest first.
+    pub left: Vec<KeyId>,
+    /// Hex digest of the wrap context that was used last.
+    pub context_digest: Option<String>,
+}
+
+impl Remembered {
+    /// After this key_id and context have become the reported ones.
+    #[must_use]
+    pub fn after(&self, key_id: &KeyId, context_digest: String) -> Self {
+        let mut left = self.left.clone();
+        if let Some(old) = self.key_id.as_ref().filter(|old| *old != key_id) {
+            left.retain(|l| l != old);
+            left.push(old.clone());
+        }
+        left.drain(..left.len().saturating_sub(LEFT_MAX));
+        Self { key_id: Some(key_id.clone()), left, context_digest: Some(context_digest) }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    version: u32,
+    key_id: Option<String>,
+    #[serde(default)]
+    left: Vec<String>,
+    context_digest: Option<String>,
+}
+
+/// The file, by its place.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    path: PathBuf,
+}
+
+impl StateFile {
+    /// In this directory, which is created when the file is first written.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self { path: state_dir.join(NAME) }
+    }
+
+    /// Reads it. A file that cannot be read or understood is set aside, and nothing is remembered.
+    #[must_use]
+    pub fn load(&self) -> Remembered {
+        match self.read() {
+            Ok(Some(remembered)) => remembered,
+            Ok(None) => Remembered::default(),
+            Err(cause) => {
+                let aside = self.path.with_extension(format!("json.damaged.{}", std::process::id()));
+                let moved = std::fs::rename(&self.path, &aside);
+                tracing::warn!(
+                    target: "kube_kms::state", path = %self.path.display(), set_aside = %aside.display(), %cause,
+                    moved = moved.is_ok(),
+                    "the state file cannot be used and was set aside; this node has forgotten which key_ids it reported"
+                );
+                Remembered::default()
+            }
+        }
+    }
+
+    fn read(&self) -> io::Result<Option<Remembered>> {
+        let content = match std::fs::metadata(&self.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+            Ok(meta) if meta.len() > SIZE_MAX => return Err(io::Error::other("larger than 1 MiB")),
+            Ok(_) => std::fs::read(&self.path)?,
+        };
+        let document: Document = serde_json::from_slice(&content).map_err(io::Error::other)?;
+        if document.version != VERSION {
+            return Err(io::Error::other(format!(
+                "version {}, this kube-kms knows version {VERSION}",
+                document.version
+            )));
+        }
+        let key_id = document.key_id.map(KeyId::parse).transpose().map_err(io::Error::other)?;
+        let left: Result<Vec<_>, _> = document.left.into_iter().map(KeyId::parse).collect();
+        Ok(Some(Remembered { key_id, left: left.map_err(io::Error::other)?, context_digest: document.context_digest }))
+    }
+
+    /// Writes it, durably.
+    ///
+    /// # Errors
+    /// Those of the file system; what was there is then still there.
+    pub fn save(&self, remembered: &Remembered) -> io::Result<()> {
+        let document = Document {
+            version: VERSION,
+            key_id: remembered.key_id.as_ref().map(|k| k.as_str().to_owned()),
+            left: remembered.left.iter().map(|k| k.as_str().to_owned()).collect(),
+            context_digest: remembered.context_digest.clone(),
+        };
+        let mut content = serde_json::to_vec_pretty(&document).map_err(io::Error::other)?;
+        content.push(b'\n');
+        if let Some(directory) = self.path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        durable::write(&self.path, &content, Existing::Replace)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> KeyId {
+        KeyId::parse(name.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn what_was_reported_is_remembered_in_order_and_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = StateFile::new(&dir.path().join("new"));
+        assert_eq!(file.load(), Remembered::default());
+        let mut remembered = file.load();
+        for name in ["A", "A", "B", "C"] {
+            remembered = remembered.after(&id(name), "00".to_owned());
+            file.save(&remembered).unwrap();
+        }
+        let loaded = file.load();
+        assert_eq!((loaded.key_id.clone(), loaded.left.clone()), (Some(id("C")), vec![id("A"), id("B")]));
+        assert_eq!(loaded, remembered);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_nothing_is_lost() {
+        for content in ["", "{", "[]", "{\"version\":2,\"keyId\":\"A\"}", "{\"version\":1,\"keyId\":\"\"}"] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = StateFile::new(dir.path());
+            std::fs::write(file.path(), content).unwrap();
+            assert_eq!(file.load(), Remembered::default(), "{content}");
+            assert!(!file.path().exists());
+            let aside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+            assert_eq!(aside.len(), 1);
+            assert_eq!(std::fs::read_to_string(&aside[0]).unwrap(), content);
+        }
+    }
+}

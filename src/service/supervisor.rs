@@ -1,0 +1,289 @@
+//! The background: probes the writing KEK, replaces DEKs, notices rotation and revocation, publishes what requests see.
+//!
+//! One task, so nothing here races. Each round makes a [`Candidate`]; the pure functions of `core::rotation` and
+//! `core::health` decide what becomes of it and what is published. Guarantees: a key_id is on disk before it is
+//! reported; a failed reload changes nothing.
+
+use crate::core::fault::{Fault, Reason};
+use crate::core::health::{Holdings, Record, State, judge};
+use crate::core::key_id::KeyId;
+use crate::core::rotation::{Decision, Reported, Sightings, decide};
+use crate::service::kek_set::KekSet;
+use crate::service::plugin::{Plugin, Published};
+use crate::service::prepare::{Candidate, prepare};
+use crate::service::settings::Settings;
+use crate::service::state_file::{Remembered, StateFile};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// A changed KEK version is asked for again after this time.
+const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
+/// Failed probes are repeated after this time, doubled each time, up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// So that recovery is noticed within 10 s (contract.md 19, item 28).
+const RETRY_LONGEST: Duration = Duration::from_secs(8);
+/// A KMS that throttles us is asked less often than when all is well, not more.
+const THROTTLED_FACTOR: u32 = 2;
+
+/// A new configuration, to be prepared and verified before it replaces the old one.
+#[derive(Debug)]
+pub struct Reload {
+    /// The KEKs.
+    pub keks: KekSet,
+    /// The settings.
+    pub settings: Settings,
+    /// Told how it went; on `Err` the old configuration stays.
+    pub reply: oneshot::Sender<Result<KeyId, Fault>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Supervisor {
+    plugin: Arc<Plugin>,
+    state_file: StateFile,
+    remembered: Remembered,
+    record: Record,
+    sightings: Sightings,
+    observing: bool,
+}
+
+impl Supervisor {
+    /// For a plugin that starts with what this node remembers.
+    #[must_use]
+    pub fn new(plugin: Arc<Plugin>, state_file: StateFile, remembered: Remembered) -> Self {
+        Self {
+            plugin,
+            state_file,
+            remembered,
+            record: Record::default(),
+            sightings: Sightings::default(),
+            observing: false,
+        }
+    }
+
+    /// Runs until `reloads` is closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the supervision; what is published stays as it is.
+    pub async fn run(mut self, mut reloads: mpsc::Receiver<Reload>) {
+        loop {
+            self.round().await;
+            let wait = self.next_wait();
+            let plugin = Arc::clone(&self.plugin);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = plugin.renewal().notified() => {}
+                reload = reloads.recv() => match reload {
+                    Some(reload) => self.reload(reload).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// One probe and what follows from it.
+    async fn round(&mut self) {
+        let settings = self.plugin.settings();
+        let keks = self.plugin.keks();
+        let plugin = Arc::clone(&self.plugin);
+        let made = prepare(keks.write(), &settings, plugin.clock(), plugin.entropy(), plugin.observer()).await;
+        self.observing = false;
+        match made {
+            Ok(candidate) => self.consider(candidate, &keks, &settings).await,
+            Err(fault) => self.failed(&fault, &settings),
+        }
+        self.refresh(&settings, None);
+    }
+
+    async fn consider(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) {
+        let now = self.plugin.clock().now();
+        self.sightings = std::mem::take(&mut self.sightings).after(&candidate.key_id);
+        let write = self.plugin.published().write.clone();
+        let due = write.as_ref().is_none_or(|w| w.is_due(now, settings));
+        let reported = Reported { current: self.remembered.key_id.as_ref(), left: &self.remembered.left };
+        match decide(reported, &candidate.key_id, &self.sightings, settings.observations, due) {
+            Decision::Keep => self.succeeded(),
+            Decision::ObserveAgain => {
+                tracing::info!(
+                    target: "kube_kms::rotation", key_id = %candidate.key_id,
+                    "the KMS answers with another KEK version; asking again before it is believed"
+                );
+                self.observing = true;
+                self.succeeded();
+            }
+            Decision::RenewDek | Decision::Publish => {
+                self.succeeded();
+                self.adopt(candidate, keks, settings).await;
+            }
+            Decision::RefuseRetired => {
+                let fault = Fault::caused_by(
+                    Reason::KeyIdRetired,
+                    format!("the KMS answers with {}, which this node reported before and left", candidate.key_id),
+                );
+                self.failed(&fault, settings);
+            }
+        }
+    }
+
+    /// Makes the candidate the write state: remember, then publish.
+    async fn adopt(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) {
+        let rotated = self.remembered.key_id.as_ref() != Some(&candidate.key_id);
+        let digest = hex::encode(keks.write().context.digest());
+        if self.remembered.context_digest.as_ref().is_some_and(|old| *old != digest) {
+            tracing::warn!(
+                target: "kube_kms::state",
+                "the KEK's `context` differs from the one used before; values wrapped under the old one open only while \
+                 an entry under `read` has it"
+            );
+        }
+        let remembered = self.remembered.after(&candidate.key_id, digest);
+        if remembered != self.remembered {
+            self.remembered = remembered;
+            self.save().await;
+        }
+        let write = Arc::new(candidate.into_write_state(self.plugin.clock(), settings));
+        tracing::info!(
+            target: "kube_kms::rotation", key_id = %write.key_id(), key_id_hash = write.key_id().metric_hash(), rotated,
+            kek = %write.version().kek, kek_version = write.version().version, "a new data key is in use"
+        );
+        // The DEK that is replaced stays readable from the keyring without an unwrap.
+        self.plugin.keyring().insert(write.annotations(), Arc::clone(write.dek()), self.plugin.clock().now());
+        self.plugin.observer().published(rotated);
+        self.refresh(settings, Some(write));
+    }
+
+    /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need.
+    async fn save(&self) {
+        let (file, remembered) = (self.state_file.clone(), self.remembered.clone());
+        // fsync may take long; it must not hold up requests on the same thread.
+        let saved = tokio::task::spawn_blocking(move || file.save(&remembered)).await;
+        let error = match saved {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        tracing::warn!(
+            target: "kube_kms::state", path = %self.state_file.path().display(), error,
+            "the state file cannot be written; after a restart this node will have forgotten the key_id that it reports"
+        );
+    }
+
+    fn succeeded(&mut self) {
+        if let Some(reason) = self.record.trouble() {
+            tracing::info!(target: "kube_kms::health", was = reason.label(), "the KEK can be used again");
+        }
+        self.record = Record::after_success(self.plugin.clock().now());
+    }
+
+    fn failed(&mut self, fault: &Fault, settings: &Settings) {
+        self.record = self.record.after_failure(fault.reason(), self.plugin.clock().now(), &settings.policy);
+        tracing::warn!(
+            target: "kube_kms::health", reason = fault.reason().label(), failures = self.record.failures(),
+            cause = fault.causes(), "the probe of the KEK failed: {}", fault.reason().phrase()
+        );
+    }
+
+    /// Judges anew and publishes. `write` replaces the write state.
+    fn refresh(&self, settings: &Settings, write: Option<Arc<crate::service::write_state::WriteState>>) {
+        let before = self.plugin.published().clone();
+        let write = write.or_else(|| before.write.clone());
+        let holdings = Holdings { write_state: write.is_some(), known_key_id: self.remembered.key_id.is_some() };
+        let state = judge(&self.record, holdings, &settings.policy, self.plugin.clock().now());
+        let known = self.remembered.key_id.clone();
+        let last_good = self.record.last_good();
+        let published = if let State::Revoked { .. } = state {
+            let revoked = write.as_ref().map(|w| w.version().kek.clone()).or_else(|| before.revoked.clone());
+            Published::new(state, None, known, revoked, last_good)
+        } else {
+            Published::new(state, write, known, None, last_good)
+        };
+        if published.state.label() != before.state.label() {
+            tracing::info!(
+                target: "kube_kms::health", state = published.state.label(), was = before.state.label(),
+                reason = published.state.because().map_or("none", Reason::label), "state changed"
+            );
+        }
+        let revoked = published.revoked.clone();
+        self.plugin.publish(published);
+        // SECURITY: first nobody can seal or open any more, then the DEKs are wiped.
+        if let Some(kek) = revoked.filter(|kek| before.revoked.as_ref() != Some(kek)) {
+            self.plugin.keyring().wipe(&kek);
+            tracing::error!(target: "kube_kms::health", %kek, "the KEK is dead; the data keys under it were wiped");
+        }
+    }
+
+    /// Prepares and verifies the new KEK, then swaps everything; on any failure the old configuration stays.
+    async fn reload(&mut self, reload: Reload) {
+        let Reload { keks, settings, reply } = reload;
+        let plugin = Arc::clone(&self.plugin);
+        let made = prepare(keks.write(), &settings, plugin.clock(), plugin.entropy(), plugin.observer()).await;
+        let outcome = match made {
+            // What the operator configures is believed at once; only going back to an id that was left is refused.
+            Ok(candidate) if self.remembered.left.contains(&candidate.key_id) => Err(Reason::KeyIdRetired.into()),
+            Ok(candidate) => {
+                let key_id = candidate.key_id.clone();
+                self.sightings = Sightings::default().after(&key_id);
+                self.plugin.reconfigure(keks.clone(), settings.clone());
+                self.succeeded();
+                self.adopt(candidate, &keks, &settings).await;
+                Ok(key_id)
+            }
+            Err(fault) => Err(fault),
+        };
+        // The one who asked may have gone; the reload holds all the same.
+        let _ = reply.send(outcome);
+    }
+
+    fn next_wait(&self) -> Duration {
+        let settings = self.plugin.settings();
+        let has_write_state = self.plugin.published().write.is_some();
+        // 0.9 to 1.1: many nodes that were started together do not ask together.
+        let jitter = 0.9 + 0.2 * self.plugin.random_fraction();
+        wait_after(&self.record, has_write_state, self.observing, settings.probe_interval).mul_f64(jitter)
+    }
+}
+
+/// How long after a round the next one begins, before jitter.
+fn wait_after(record: &Record, has_write_state: bool, observing: bool, interval: Duration) -> Duration {
+    let retry = RETRY_FIRST
+        .saturating_mul(1_u32.checked_shl(record.failures().saturating_sub(1)).unwrap_or(u32::MAX))
+        .min(RETRY_LONGEST);
+    match record.trouble() {
+        None if observing && !has_write_state => RETRY_FIRST,
+        None if observing => OBSERVE_AGAIN.min(interval),
+        None => interval,
+        Some(Reason::KmsThrottled) if has_write_state => interval.saturating_mul(THROTTLED_FACTOR),
+        Some(_) => retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::port::Moment;
+    use crate::service::write_state::tests::settings;
+
+    const INTERVAL: Duration = Duration::from_secs(60);
+
+    fn after(failures: u32, reason: Reason) -> Record {
+        (0..failures)
+            .fold(Record::after_success(Moment(0)), |r, _| r.after_failure(reason, Moment(1), &settings().policy))
+    }
+
+    #[test]
+    fn a_healthy_kek_is_asked_once_an_interval_and_recovery_is_noticed_within_ten_seconds() {
+        assert_eq!(wait_after(&after(0, Reason::Deadline), true, false, INTERVAL), INTERVAL);
+        for failures in 1..100 {
+            let wait = wait_after(&after(failures, Reason::KmsUnreachable), true, false, INTERVAL);
+            assert!(wait.mul_f64(1.1) < Duration::from_secs(10), "{failures}: {wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_kms_that_throttles_is_asked_less_and_a_changed_version_sooner() {
+        assert!(wait_after(&after(1, Reason::KmsThrottled), true, false, INTERVAL) > INTERVAL);
+        assert!(wait_after(&after(0, Reason::Deadline), true, true, INTERVAL) < Duration::from_secs(5));
+        assert!(wait_after(&after(0, Reason::Deadline), false, true, INTERVAL) < Duration::from_secs(1));
+    }
+}

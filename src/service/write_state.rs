@@ -1,0 +1,177 @@
+//! The write state: one immutable snapshot of key_id, DEK and annotations, and the count of seals under that DEK.
+//!
+//! Guarantees: what Encrypt answers comes from one of these and from nothing else, so key_id, annotations and the key
+//! that sealed always belong together; no DEK seals more often than the hard limit. SPEC: NIST SP 800-38D 8.3.
+
+use crate::core::annotation::{AdditionalData, Annotations, WrappedDek};
+use crate::core::dek::Dek;
+use crate::core::fault::{Fault, Reason};
+use crate::core::kek_ref::KekVersion;
+use crate::core::key_id::KeyId;
+use crate::core::limit;
+use crate::core::port::{Entropy, Moment};
+use crate::service::settings::Settings;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// See the module.
+#[derive(Debug)]
+pub struct WriteState {
+    key_id: KeyId,
+    version: KekVersion,
+    annotations: Annotations,
+    aad: AdditionalData,
+    dek: Arc<Dek>,
+    born: Moment,
+    uses: AtomicU64,
+    renew_at: u64,
+}
+
+/// One sealed value.
+#[derive(Debug)]
+pub struct Sealed {
+    /// EncryptResponse.ciphertext.
+    pub ciphertext: Vec<u8>,
+    /// True for exactly one seal of a DEK: the one that used up `dek.maxUses`.
+    pub renewal_due: bool,
+}
+
+impl WriteState {
+    /// Built only from a verified candidate; see [`crate::service::prepare`].
+    pub(super) fn new(
+        key_id: KeyId,
+        version: KekVersion,
+        wrapped: &WrappedDek,
+        dek: Arc<Dek>,
+        born: Moment,
+        settings: &Settings,
+    ) -> Self {
+        let annotations = Annotations::new(&version.kek, wrapped);
+        let aad = AdditionalData::bind(&key_id, annotations.all());
+        let renew_at = settings.dek_max_uses.min(limit::DEK_USES_HARD_MAX);
+        Self { key_id, version, annotations, aad, dek, born, uses: AtomicU64::new(0), renew_at }
+    }
+
+    /// Seals one value.
+    ///
+    /// # Errors
+    /// `dek-exhausted` from the 2^32nd seal on; `plaintext-empty`, `plaintext-too-long`, `entropy`.
+    pub fn seal(&self, entropy: &dyn Entropy, plaintext: &[u8]) -> Result<Sealed, Fault> {
+        // INVARIANT: the count goes up before the seal, so that concurrent calls cannot pass the limit together
+        // (test `a_dek_never_seals_more_often_than_the_hard_limit`).
+        let before = self.uses.fetch_add(1, Ordering::Relaxed);
+        if before >= limit::DEK_USES_HARD_MAX {
+            self.uses.fetch_sub(1, Ordering::Relaxed);
+            return Err(Reason::DekExhausted.into());
+        }
+        let ciphertext = self.dek.seal(entropy, &self.aad, plaintext)?;
+        Ok(Sealed { ciphertext, renewal_due: before.saturating_add(1) == self.renew_at })
+    }
+
+    /// Whether this DEK should be replaced: by age or by use.
+    #[must_use]
+    pub fn is_due(&self, now: Moment, settings: &Settings) -> bool {
+        now.since(self.born) >= settings.dek_max_age || self.uses() >= settings.dek_max_uses.min(self.renew_at)
+    }
+
+    /// What Status reports while this is the write state.
+    #[must_use]
+    pub const fn key_id(&self) -> &KeyId {
+        &self.key_id
+    }
+
+    /// The KEK version that wrapped the DEK.
+    #[must_use]
+    pub const fn version(&self) -> &KekVersion {
+        &self.version
+    }
+
+    /// EncryptResponse.annotations.
+    #[must_use]
+    pub const fn annotations(&self) -> &Annotations {
+        &self.annotations
+    }
+
+    /// Seals so far.
+    #[must_use]
+    pub fn uses(&self) -> u64 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
+    /// When the DEK was made.
+    #[must_use]
+    pub const fn born(&self) -> Moment {
+        self.born
+    }
+
+    pub(super) const fn aad(&self) -> &AdditionalData {
+        &self.aad
+    }
+
+    pub(super) const fn dek(&self) -> &Arc<Dek> {
+        &self.dek
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::core::dek::DekBytes;
+    use crate::core::health::{OnDenied, Policy};
+    use crate::core::kek_ref::{KekKind, KekRef};
+    use crate::os::OsEntropy;
+    use std::time::Duration;
+
+    pub(crate) fn settings() -> Settings {
+        Settings {
+            epoch: 0,
+            dek_max_age: Duration::from_secs(86_400),
+            dek_max_uses: 1 << 24,
+            cache_capacity: 4096,
+            cache_ttl: Duration::from_secs(3600),
+            probe_interval: Duration::from_secs(60),
+            probe_timeout: Duration::from_secs(2),
+            observations: 2,
+            policy: Policy {
+                grace: Duration::from_secs(3600),
+                on_denied: OnDenied::Coast,
+                stop_after: None,
+                confirmations: 2,
+            },
+        }
+    }
+
+    fn write_state(settings: &Settings) -> WriteState {
+        let dek = Arc::new(Dek::new(&DekBytes::generate(&OsEntropy).unwrap()).unwrap());
+        let version = KekVersion { kek: KekRef::new(KekKind::LOCAL, "k").unwrap(), version: "v".to_owned() };
+        let wrapped = WrappedDek::parse(vec![1, 2, 3]).unwrap();
+        WriteState::new(KeyId::derive(&version, 0), version, &wrapped, dek, Moment(0), settings)
+    }
+
+    #[test]
+    fn a_dek_never_seals_more_often_than_the_hard_limit() {
+        let state = write_state(&settings());
+        state.uses.store(limit::DEK_USES_HARD_MAX - 2, Ordering::Relaxed);
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| state.seal(&OsEntropy, b"seed").map(|_| ()))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 2);
+        assert!(results.iter().flat_map(|r| r.as_ref().err()).all(|f| f.reason() == Reason::DekExhausted));
+        assert_eq!(state.uses(), limit::DEK_USES_HARD_MAX);
+    }
+
+    #[test]
+    fn renewal_is_asked_for_once_by_use_and_is_due_by_use_and_by_age() {
+        let mut settings = settings();
+        settings.dek_max_uses = 3;
+        let state = write_state(&settings);
+        let asked: Vec<bool> = (0..5).map(|_| state.seal(&OsEntropy, b"seed").unwrap().renewal_due).collect();
+        assert_eq!(asked, [false, false, true, false, false]);
+        assert!(state.is_due(Moment(1), &settings));
+        let fresh = write_state(&settings);
+        assert!(!fresh.is_due(Moment(0), &settings));
+        let day = Moment(u64::try_from(settings.dek_max_age.as_nanos()).unwrap());
+        assert!(fresh.is_due(day, &settings));
+    }
+}
