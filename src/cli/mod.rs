@@ -1,1 +1,109 @@
-//! x
+//! The command line: parses it, runs one command, turns the outcome into an exit status.
+//!
+//! One file per command. Secrets never come in by argument: only by file or by the environment of a KMS's own SDK.
+
+pub mod check;
+pub mod exit;
+pub mod keyring;
+pub mod output;
+pub mod probe;
+pub mod serve;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use exit::{Exit, Failure};
+use std::process::ExitCode;
+
+/// A Kubernetes KMS v2 encryption plugin: seals DEK seeds in process, under a KEK that stays in your KMS.
+#[derive(Debug, Parser)]
+#[command(name = "kube-kms", version, max_term_width = 120, after_help = EXIT_STATUS)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed, 2 usage, 3 configuration, 4 unreachable, 5 refused, \
+6 verification failed.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve Status, Encrypt and Decrypt on a unix socket
+    Serve(serve::Arguments),
+    /// Validate the configuration, reach the KEK, wrap and unwrap a probe; without serving
+    Check(check::Arguments),
+    /// Send one Status, Encrypt and Decrypt to a plugin, as kube-apiserver would
+    Probe(probe::Arguments),
+    /// Make and change a keyring file for the `local` KEK
+    Keyring(keyring::Arguments),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command of this process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap prints help and version to stdout and its errors to stderr.
+            let _ = error.print();
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            return ExitCode::from(exit as u8);
+        }
+    };
+    match run(arguments.command) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            output::error(&failure.render());
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Probe(arguments) => probe::run(&arguments),
+        Command::Keyring(arguments) => keyring::run(&arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);
+            output::raw(&script);
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Every mistake of a configuration file as one error.
+fn configuration_failure(error: &crate::config::ConfigError) -> Failure {
+    let count = error.problems().len();
+    let plural = if count == 1 { "" } else { "s" };
+    let failure = Failure::new(Exit::Configuration, format!("the configuration has {count} mistake{plural}"));
+    error
+        .to_string()
+        .lines()
+        .fold(failure, Failure::cause)
+        .hint("docs/configuration.md has every key; `kube-kms check` tries a configuration without serving")
+}
+
+/// A runtime for one command.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Failed, "the runtime cannot start").because(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

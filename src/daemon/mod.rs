@@ -1,1 +1,258 @@
-//! x
+//! The composition root: puts adapters and use cases together and runs them until told to stop.
+//!
+//! Order: configuration → harden → bind the socket → load state → build the KEKs → serve; the first write state comes when
+//! the KMS answers. The socket is bound first because kube-apiserver backs off for up to two minutes from one that is
+//! absent. SPEC: ARCHITECTURE.md "Life of the process".
+
+pub mod harden;
+pub mod keks;
+pub mod pages;
+pub mod reload;
+mod signal;
+
+use crate::config::{self, Config, ConfigError};
+use crate::core::fault::Fault;
+use crate::core::port::{Clock, Entropy};
+use crate::grpc::server::KmsServer;
+use crate::memory;
+use crate::os::{MonotonicClock, OsEntropy};
+use crate::service::observer::Observer;
+use crate::service::plugin::{Parts, Plugin};
+use crate::service::snapshot::Snapshot;
+use crate::service::state_file::StateFile;
+use crate::service::supervisor::Supervisor;
+use crate::telemetry::log::{self, LevelHandle};
+use crate::telemetry::metrics::Metrics;
+use crate::transport::accept::Incoming;
+use crate::transport::address::{AddressError, SocketAddress};
+use crate::transport::peer::{AllowedUids, NobodyAllowed};
+use crate::transport::socket::{self, BindError, BoundSocket, Takeover};
+use crate::transport::systemd::{self, ActivationError};
+use pages::HealthPages;
+use signal::Signals;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// How long running calls may take to end after SIGTERM; kube-apiserver's own deadline is 3 s.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How often the HTTP port is tried again when somebody else has it.
+const HTTP_RETRY: Duration = Duration::from_secs(10);
+
+/// What the command line decides.
+#[derive(Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Bind although another instance is listening there.
+    pub take_over: bool,
+}
+
+/// Told once, when the first write state is there.
+pub type OnReady = Box<dyn FnOnce(&Ready) + Send>;
+
+/// What the first write state and the socket are.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// The endpoint for an EncryptionConfiguration.
+    pub endpoint: String,
+    /// The state at that moment, with key_id and KEK.
+    pub snapshot: Snapshot,
+}
+
+/// Why it did not start. After the start nothing ends it but a signal, or the transport failing as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong: every mistake.
+    #[error("the configuration is not valid")]
+    Config(#[from] ConfigError),
+    /// `listen.socket` is not the address of a socket.
+    #[error("listen.socket is not the address of a unix socket")]
+    Address(#[from] AddressError),
+    /// `listen.allowUids` is empty.
+    #[error("listen.allowUids allows nobody")]
+    AllowUids(#[from] NobodyAllowed),
+    /// A KEK is configured that cannot work.
+    #[error("{key} cannot be used as it is configured")]
+    Kek {
+        /// The key in the configuration.
+        key: String,
+        /// Why.
+        #[source]
+        fault: Fault,
+    },
+    /// The socket cannot be bound.
+    #[error("the socket cannot be bound")]
+    Bind(#[from] BindError),
+    /// The socket that systemd passed cannot be used.
+    #[error("the socket that the service manager passed cannot be used")]
+    Activation(#[from] ActivationError),
+    /// The runtime or the logging cannot start, or the transport failed.
+    #[error("{0}")]
+    System(String),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`StartError`], before anything is served.
+pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartError> {
+    let config = config::load(&options.config)?;
+    let log_level = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level))
+        .map_err(|e| StartError::System(e.to_string()))?;
+    tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
+    report_hardening();
+    // Before there are threads: the socket's umask is process-wide, and activation takes variables from the environment.
+    let bound = bind(&config, options.take_over)?;
+    let allowed = match &config.listen.allow_uids {
+        Some(uids) => AllowedUids::parse(uids.clone())?,
+        None => AllowedUids::default(),
+    };
+    // One thread for requests: fewer wake-ups and no contention (docs/benchmarks.md). KEK files and fsync use blocking threads.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| StartError::System(format!("the runtime cannot start: {e}")))?;
+    runtime.block_on(serve(options, config, bound, allowed, log_level, on_ready))
+}
+
+fn report_hardening() {
+    let mut steps = harden::harden();
+    steps.push(harden::raise_memlock());
+    steps.push(harden::raise_nofile());
+    for step in steps {
+        match &step.outcome {
+            Ok(holds) => tracing::debug!(target: "kube_kms::harden", step = step.name, holds, "hardened"),
+            Err(error) => tracing::warn!(target: "kube_kms::harden", step = step.name, %error, "not hardened"),
+        }
+    }
+}
+
+fn bind(config: &Config, take_over: bool) -> Result<BoundSocket, StartError> {
+    if let Some(activated) = systemd::activated()? {
+        tracing::info!(target: "kube_kms::daemon", socket = %activated.address(), "listening on the socket of the service manager");
+        return Ok(activated);
+    }
+    let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let address = SocketAddress::parse(&config.listen.socket, &base)?;
+    let existing = if take_over { Takeover::Allowed } else { Takeover::Refused };
+    let bound = socket::bind(address, config.listen.mode, existing)?;
+    tracing::info!(target: "kube_kms::daemon", socket = %bound.address(), take_over, "listening");
+    Ok(bound)
+}
+
+async fn serve(
+    options: &Options,
+    config: Config,
+    bound: BoundSocket,
+    allowed: AllowedUids,
+    log_level: LevelHandle,
+    on_ready: Option<OnReady>,
+) -> Result<(), StartError> {
+    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+    let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
+    let metrics = Arc::new(Metrics::new());
+    let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(&metrics);
+    let mut signals = Signals::new().map_err(|e| StartError::System(format!("signals cannot be caught: {e}")))?;
+
+    let state_file = StateFile::new(&config.state_dir);
+    let remembered = state_file.load();
+    let keks = keks::connect(&config, &entropy).await?;
+    let parts = Parts {
+        keks,
+        settings: config.settings.clone(),
+        clock: Arc::clone(&clock),
+        entropy: Arc::clone(&entropy),
+        observer: Arc::clone(&observer),
+    };
+    let plugin = Arc::new(Plugin::new(parts, remembered.key_id.clone()));
+    let (reloads, reload_queue) = mpsc::channel(1);
+    let supervisor = Supervisor::new(Arc::clone(&plugin), state_file, remembered);
+    let supervision = tokio::spawn(supervisor.run(reload_queue));
+
+    let (stop, stopped) = watch::channel(false);
+    if let Some(address) = config.http {
+        let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics));
+        tokio::spawn(serve_http(address, pages, stopped.clone()));
+    }
+    let endpoint = bound.address().endpoint();
+    tokio::spawn(announce(Arc::clone(&plugin), endpoint.clone(), on_ready));
+    let mut reloader = reload::Reloader::new(&options.config, config, Arc::clone(&entropy), reloads, log_level);
+
+    let (listener, socket_file) = bound.into_parts();
+    let incoming = Incoming::new(listener, allowed, Arc::clone(&clock)).map_err(|e| StartError::System(e.to_string()))?;
+    let server = KmsServer::new(Arc::clone(&plugin), observer, clock);
+    let mut serving = std::pin::pin!(server.serve(incoming, until(stopped)));
+    systemd::ready(&format!("serving on {endpoint}"));
+
+    let ended = loop {
+        tokio::select! {
+            ended = &mut serving => break ended,
+            () = signals.stop() => {
+                tracing::info!(target: "kube_kms::daemon", limit_secs = DRAIN.as_secs(), "stopping: no new connections, running calls end");
+                systemd::stopping();
+                // Nobody receives when nothing serves any more, and then there is nothing to stop.
+                let _ = stop.send(true);
+                tokio::select! {
+                    ended = tokio::time::timeout(DRAIN, &mut serving) => break ended.unwrap_or(Ok(())),
+                    () = signals.stop() => break Ok(()),
+                }
+            }
+            () = signals.hang_up() => reloader.reload("SIGHUP").await,
+            () = reloader.file_changed() => reloader.reload("the file changed").await,
+        }
+    };
+    supervision.abort();
+    plugin.wipe();
+    drop(socket_file);
+    tracing::info!(target: "kube_kms::daemon", "stopped");
+    ended.map_err(|e| StartError::System(format!("the transport failed: {e}")))
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is an end as well.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Metrics and health are never worth the plugin: when the port is taken, it is tried again and requests are served.
+async fn serve_http(address: std::net::SocketAddr, pages: Arc<HealthPages>, stopped: watch::Receiver<bool>) {
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => {
+                tracing::info!(target: "kube_kms::daemon", %address, "serving /metrics, /livez and /readyz");
+                crate::telemetry::http::serve(listener, pages, until(stopped)).await;
+                return;
+            }
+            Err(error) => {
+                tracing::error!(
+                    target: "kube_kms::daemon", %address, %error,
+                    "http.listen cannot be bound; trying again, without metrics and health until then"
+                );
+                tokio::time::sleep(HTTP_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Waits for the first write state and says so.
+async fn announce(plugin: Arc<Plugin>, endpoint: String, on_ready: Option<OnReady>) {
+    while plugin.published().write.is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if memory::unlocked_bytes() > 0 {
+        tracing::warn!(
+            target: "kube_kms::harden", bytes = memory::unlocked_bytes(),
+            "data keys are in memory that could not be locked and may be swapped out; raise LimitMEMLOCK (ulimit -l)"
+        );
+    }
+    if let Some(on_ready) = on_ready {
+        on_ready(&Ready { endpoint, snapshot: plugin.snapshot() });
+    }
+}
+
+/// The configuration's file as an absolute path, for messages that outlive the working directory.
+#[must_use]
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

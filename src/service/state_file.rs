@@ -84,6 +84,14 @@ impl StateFile {
         }
     }
 
+    /// Reads it and leaves it as it is.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood.
+    pub fn peek(&self) -> io::Result<Remembered> {
+        self.read().map(Option::unwrap_or_default)
+    }
+
     fn read(&self) -> io::Result<Option<Remembered>> {
         let content = match std::fs::metadata(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,0 +1,35 @@
+//! The only place that prints. A reader that went away (`| head`) is not an error.
+
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON document.
+    Json,
+}
+
+/// Prints a line of a result to stdout.
+pub fn line(text: impl AsRef<str>) {
+    let _ = writeln!(io::stdout().lock(), "{}", text.as_ref());
+}
+
+/// Prints bytes as they are to stdout.
+pub fn raw(bytes: &[u8]) {
+    let _ = io::stdout().lock().write_all(bytes);
+}
+
+/// Prints a result as JSON to stdout.
+pub fn json(value: &impl Serialize) {
+    let text = serde_json::to_string_pretty(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"));
+    line(text);
+}
+
+/// Prints what went wrong to stderr.
+pub fn error(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,300 @@
+//! `kube-kms probe`: one Status, Encrypt and Decrypt against any KMS v2 plugin, judged as kube-apiserver judges.
+
+use crate::api::v2::EncryptResponse;
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{self, Format};
+use crate::client::kms::{KmsClient, Target};
+use crate::core::dek::DekBytes;
+use crate::core::key_id::KeyId;
+use crate::core::limit;
+use crate::os::{OsEntropy, Stopwatch};
+use crate::transport::address::{Place, SocketAddress};
+use clap::Args;
+use serde::Serialize;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+use tonic::Status;
+
+/// Bytes that kube-apiserver adds to each stored object besides key_id, ciphertext and annotations, without the prefix.
+const FRAMING: usize = 60;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kube-kms probe --socket unix:///run/kube-kms/kms.sock\n  \
+kube-kms probe --socket unix:///@kms --output json\n\nExit status 4 when nobody answers, 6 when an answer is not as \
+kube-apiserver needs it.")]
+pub(super) struct Arguments {
+    /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
+    #[arg(long, value_name = "SOCKET", env = "KUBE_KMS_SOCKET")]
+    socket: String,
+    /// Deadline of each call, as `timeout` in the EncryptionConfiguration
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// What was found. `problems` is empty when the plugin did everything as it should.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    socket: String,
+    status: StatusReport,
+    encrypt: Option<EncryptReport>,
+    decrypt: Option<DecryptReport>,
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusReport {
+    version: String,
+    healthz: String,
+    key_id: String,
+    key_id_hash: String,
+    micros: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EncryptReport {
+    plaintext_bytes: usize,
+    ciphertext_bytes: usize,
+    key_id: String,
+    annotations: Vec<AnnotationReport>,
+    /// Bytes that each object in etcd grows by, without the prefix with the provider's name.
+    bytes_per_object: usize,
+    micros: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct AnnotationReport {
+    name: String,
+    bytes: usize,
+    /// The value, when it is text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DecryptReport {
+    same_plaintext: bool,
+    micros: u64,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let base = std::env::current_dir().unwrap_or_default();
+    let address = SocketAddress::parse(&arguments.socket, &base).map_err(|e| {
+        Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e).hint(e.hint())
+    })?;
+    let report = super::runtime()?.block_on(probe(&address, arguments.timeout))?;
+    match arguments.output {
+        Format::Json => output::json(&report),
+        Format::Text => print(&report),
+    }
+    Ok(if report.problems.is_empty() { Exit::Done } else { Exit::VerificationFailed })
+}
+
+async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Failure> {
+    let target = match address.place() {
+        Place::File(path) => Target::File(path.to_owned()),
+        Place::Abstract(name) => Target::Abstract(name.to_owned()),
+    };
+    let mut client = KmsClient::connect(target, timeout).await.map_err(|e| {
+        Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
+            .because(&e)
+            .hint("is the plugin running, and may this user open its socket?")
+    })?;
+    let mut problems = Vec::new();
+
+    let watch = Stopwatch::start();
+    let status = client.status().await.map_err(|status| refused("Status", &status))?;
+    let micros = micros(watch);
+    if status.version != "v2" && status.version != "v2beta1" {
+        problems.push(format!("Status.version is {:?}; kube-apiserver takes v2 and v2beta1", status.version));
+    }
+    if status.healthz != "ok" {
+        problems.push(format!("Status.healthz is {:?}, not \"ok\": the API server is not ready", status.healthz));
+    }
+    check_key_id("Status", &status.key_id, &mut problems);
+    let key_id_hash = KeyId::parse(status.key_id.clone()).map(|k| k.metric_hash()).unwrap_or_default();
+    let status = StatusReport {
+        version: status.version,
+        healthz: status.healthz,
+        key_id: status.key_id,
+        key_id_hash,
+        micros,
+    };
+
+    let seed = DekBytes::generate(&OsEntropy)
+        .map_err(|fault| Failure::of_fault("a seed cannot be made", &fault))?;
+    let watch = Stopwatch::start();
+    let sealed = client.encrypt(seed.expose_bytes().to_vec(), new_uid()).await;
+    let micros_encrypt = self::micros(watch);
+    let sealed = match sealed {
+        Ok(sealed) => sealed,
+        Err(status_error) => {
+            problems.push(format!("Encrypt failed: {}", describe(&status_error)));
+            return Ok(Report { socket: address.endpoint(), status, encrypt: None, decrypt: None, problems });
+        }
+    };
+    check_sealed(&sealed, &status.key_id, &mut problems);
+    let encrypt = report_sealed(&sealed, micros_encrypt);
+
+    let watch = Stopwatch::start();
+    let opened = client.decrypt(sealed, new_uid()).await;
+    let micros = self::micros(watch);
+    let decrypt = match opened {
+        Ok(opened) => {
+            let same_plaintext = opened.plaintext.ct_eq(seed.expose_bytes()).into();
+            if !same_plaintext {
+                problems.push("Decrypt returned other bytes than were given to Encrypt".to_owned());
+            }
+            Some(DecryptReport { same_plaintext, micros })
+        }
+        Err(status_error) => {
+            problems.push(format!("Decrypt failed: {}", describe(&status_error)));
+            None
+        }
+    };
+    Ok(Report { socket: address.endpoint(), status, encrypt: Some(encrypt), decrypt, problems })
+}
+
+fn check_key_id(rpc: &str, key_id: &str, problems: &mut Vec<String>) {
+    if key_id.is_empty() || key_id.len() > limit::KEY_ID_MAX {
+        problems.push(format!("{rpc}.key_id has {} bytes; kube-apiserver takes 1 to 1024", key_id.len()));
+    }
+}
+
+fn check_sealed(sealed: &EncryptResponse, status_key_id: &str, problems: &mut Vec<String>) {
+    check_key_id("Encrypt", &sealed.key_id, problems);
+    if sealed.key_id != status_key_id {
+        problems.push("Encrypt.key_id differs from Status.key_id: kube-apiserver throws the answer away".to_owned());
+    }
+    if sealed.ciphertext.is_empty() || sealed.ciphertext.len() > limit::CIPHERTEXT_MAX {
+        problems.push(format!("Encrypt.ciphertext has {} bytes; kube-apiserver takes 1 to 1024", sealed.ciphertext.len()));
+    }
+    let total = annotations_size(sealed);
+    if total > limit::ANNOTATIONS_MAX {
+        problems.push(format!("Encrypt.annotations have {total} bytes; kube-apiserver takes 32768"));
+    }
+    for name in sealed.annotations.keys().filter(|name| !is_fqdn(name)) {
+        problems.push(format!("annotation name {name:?} is not a fully qualified domain name"));
+    }
+}
+
+fn annotations_size(sealed: &EncryptResponse) -> usize {
+    sealed.annotations.iter().fold(0, |sum: usize, (k, v)| sum.saturating_add(k.len()).saturating_add(v.len()))
+}
+
+/// SPEC: apimachinery `IsFullyQualifiedName`: an RFC 1123 subdomain of at least two labels of at most 63, 253 in all.
+fn is_fqdn(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let label_ok = |label: &str| {
+        let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        label.len() <= 63
+            && alphanumeric(label.chars().next())
+            && alphanumeric(label.chars().last())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    name.len() <= 253 && name.contains('.') && name.split('.').all(label_ok)
+}
+
+fn report_sealed(sealed: &EncryptResponse, micros: u64) -> EncryptReport {
+    let annotations = sealed
+        .annotations
+        .iter()
+        .map(|(name, value)| AnnotationReport {
+            name: name.clone(),
+            bytes: value.len(),
+            text: std::str::from_utf8(value).ok().filter(|t| t.chars().all(|c| c.is_ascii_graphic())).map(str::to_owned),
+        })
+        .collect();
+    let bytes_per_object = FRAMING
+        .saturating_add(sealed.key_id.len())
+        .saturating_add(sealed.ciphertext.len())
+        .saturating_add(annotations_size(sealed));
+    EncryptReport {
+        plaintext_bytes: crate::core::dek::DEK_LEN,
+        ciphertext_bytes: sealed.ciphertext.len(),
+        key_id: sealed.key_id.clone(),
+        annotations,
+        bytes_per_object,
+        micros,
+    }
+}
+
+fn refused(rpc: &str, status: &Status) -> Failure {
+    let exit = match status.code() {
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted | tonic::Code::Cancelled => {
+            Exit::Unreachable
+        }
+        tonic::Code::PermissionDenied | tonic::Code::FailedPrecondition => Exit::Refused,
+        _ => Exit::Failed,
+    };
+    let hint = match status.code() {
+        tonic::Code::PermissionDenied => "run this as a user that `listen.allowUids` names",
+        _ => "the plugin's log and its /readyz say more",
+    };
+    Failure::new(exit, format!("{rpc} failed")).cause(describe(status)).hint(hint)
+}
+
+fn describe(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+fn new_uid() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+fn micros(watch: Stopwatch) -> u64 {
+    u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn print(report: &Report) {
+    output::line(format!("socket   {}", report.socket));
+    let s = &report.status;
+    output::line(format!("Status   {:>7} µs  version {}, healthz {}", s.micros, s.version, s.healthz));
+    output::line(format!("                     key_id {}", s.key_id));
+    output::line(format!("                     key_id_hash {}", s.key_id_hash));
+    if let Some(e) = &report.encrypt {
+        output::line(format!(
+            "Encrypt  {:>7} µs  {} bytes in, {} bytes of ciphertext out; each object in etcd grows by {} bytes",
+            e.micros, e.plaintext_bytes, e.ciphertext_bytes, e.bytes_per_object
+        ));
+        for a in &e.annotations {
+            output::line(format!("                     {} {} bytes {}", a.name, a.bytes, a.text.as_deref().unwrap_or("")).trim_end());
+        }
+    }
+    if let Some(d) = &report.decrypt {
+        let same = if d.same_plaintext { "the same bytes came back" } else { "OTHER BYTES CAME BACK" };
+        output::line(format!("Decrypt  {:>7} µs  {same}", d.micros));
+    }
+    for problem in &report.problems {
+        output::line(format!("PROBLEM  {problem}"));
+    }
+    if report.problems.is_empty() {
+        output::line("all as kube-apiserver needs it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotation_names_are_judged_as_kube_apiserver_judges_them() {
+        // SPEC: the lists of TestValidateAnnotations and of apimachinery's own tests (contract.md 4).
+        for good in ["a.com", "k8s.io", "dev.k8s.io.", "10.0.0.1", &format!("{}.io", "a".repeat(63)), "dek.kube-kms", "dek.r1.kube-kms"] {
+            assert!(is_fqdn(good), "{good}");
+        }
+        for bad in [
+            "com", ".com", ".", "", "Dev.k8s.io", "*.bar.com", "underscores_are_bad.k8s.io", "foo@bar.example.com",
+            "http://foo.example.com", "kms.example.io/x", "-a.com", "a-.com", &format!("{}.io", "a".repeat(64)),
+            &format!("{}.io", "a.".repeat(126)),
+        ] {
+            assert!(!is_fqdn(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What the HTTP pages and the log need from the rest, in the telemetry's own words.
+
+use crate::config;
+use crate::memory;
+use crate::service::plugin::Plugin;
+use crate::service::snapshot::Snapshot;
+use crate::telemetry::http::Pages;
+use crate::telemetry::log::{LogFormat, LogLevel};
+use crate::telemetry::metrics::Metrics;
+use std::sync::Arc;
+
+/// The plugin behind /metrics and /readyz.
+#[derive(Debug)]
+pub struct HealthPages {
+    plugin: Arc<Plugin>,
+    metrics: Arc<Metrics>,
+}
+
+impl HealthPages {
+    /// Pages about this plugin.
+    #[must_use]
+    pub const fn new(plugin: Arc<Plugin>, metrics: Arc<Metrics>) -> Self {
+        Self { plugin, metrics }
+    }
+}
+
+impl Pages for HealthPages {
+    fn snapshot(&self) -> Snapshot {
+        self.plugin.snapshot()
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.encode(&self.plugin.snapshot(), memory::locked_bytes(), memory::unlocked_bytes())
+    }
+}
+
+pub(super) const fn log_format(format: config::LogFormat) -> LogFormat {
+    match format {
+        config::LogFormat::Text => LogFormat::Text,
+        config::LogFormat::Json => LogFormat::Json,
+    }
+}
+
+pub(super) const fn log_level(level: config::LogLevel) -> LogLevel {
+    match level {
+        config::LogLevel::Error => LogLevel::Error,
+        config::LogLevel::Warn => LogLevel::Warn,
+        config::LogLevel::Info => LogLevel::Info,
+        config::LogLevel::Debug => LogLevel::Debug,
+        config::LogLevel::Trace => LogLevel::Trace,
+    }
+}

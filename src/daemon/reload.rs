@@ -1,0 +1,108 @@
+//! Reload, on SIGHUP or when the configuration file changed: validate all of it, prepare and verify the new KEK, swap.
+//!
+//! Guarantees: on any failure the old configuration serves on, and the log says why; a reload never interrupts a request.
+
+use super::{keks, pages};
+use crate::config::{self, Config};
+use crate::core::port::Entropy;
+use crate::service::supervisor::Reload;
+use crate::telemetry::log::LevelHandle;
+use crate::transport::systemd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What tells one version of a file from another without reading it.
+type Fingerprint = (u64, u64, i64, i64, u64);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reloader {
+    path: PathBuf,
+    current: Config,
+    seen: Option<Fingerprint>,
+    entropy: Arc<dyn Entropy>,
+    queue: mpsc::Sender<Reload>,
+    log_level: LevelHandle,
+}
+
+impl Reloader {
+    /// Starts from the configuration that serves now.
+    #[must_use]
+    pub fn new(
+        path: &Path,
+        current: Config,
+        entropy: Arc<dyn Entropy>,
+        queue: mpsc::Sender<Reload>,
+        log_level: LevelHandle,
+    ) -> Self {
+        Self { path: path.to_owned(), current, seen: fingerprint(path), entropy, queue, log_level }
+    }
+
+    /// Returns when the file is another than at the last look. A file that is gone is no change: it may be in the middle
+    /// of being replaced.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: what was seen is remembered only when this returns.
+    pub async fn file_changed(&mut self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = fingerprint(&self.path);
+            if now.is_some() && now != self.seen {
+                self.seen = now;
+                return;
+            }
+        }
+    }
+
+    /// Reads the file and puts it into force, or says why not.
+    pub async fn reload(&mut self, why: &str) {
+        tracing::info!(target: "kube_kms::reload", config = %self.path.display(), why, "reading the configuration again");
+        systemd::reloading();
+        self.seen = fingerprint(&self.path);
+        match self.try_reload().await {
+            Ok(()) => {}
+            Err(problems) => {
+                for problem in problems {
+                    tracing::error!(target: "kube_kms::reload", "the old configuration stays: {problem}");
+                }
+            }
+        }
+        systemd::ready("serving");
+    }
+
+    async fn try_reload(&mut self) -> Result<(), Vec<String>> {
+        let new = config::load(&self.path)
+            .map_err(|error| error.problems().iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let one = |text: String| vec![text];
+        let keks = keks::connect(&new, &self.entropy).await.map_err(|e| {
+            one(format!("{e}: {}", std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)))
+        })?;
+        let (reply, answer) = oneshot::channel();
+        let reload = Reload { keks, settings: new.settings.clone(), reply };
+        self.queue.send(reload).await.map_err(|_| one("the supervisor is gone".to_owned()))?;
+        match answer.await {
+            Ok(Ok(key_id)) => {
+                for key in self.current.restart_only_changes(&new) {
+                    tracing::warn!(target: "kube_kms::reload", key, "changed in the file, but takes a restart");
+                }
+                self.log_level.set(pages::log_level(new.log.level));
+                self.current = new;
+                tracing::info!(target: "kube_kms::reload", %key_id, "the new configuration is in force");
+                Ok(())
+            }
+            Ok(Err(fault)) => Err(one(format!("the new KEK cannot be used: {fault} {}", fault.causes()))),
+            Err(_) => Err(one("the supervisor is gone".to_owned())),
+        }
+    }
+}
+
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+}
