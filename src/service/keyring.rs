@@ -99,11 +99,9 @@ pub struct Keyring {
 struct Inner {
     capacity: usize,
     ttl: Duration,
-    confirmations: u32,
     entries: HashMap<Slot, Arc<Entry>>,
     flights: HashMap<Slot, watch::Receiver<Option<Outcome>>>,
     refused: HashMap<Slot, (Moment, Fault)>,
-    deaths: HashMap<KekRef, u32>,
     generation: u64,
 }
 
@@ -148,15 +146,13 @@ impl Equivalent<Slot> for SlotRef<'_> {
 impl Keyring {
     /// An empty one, for at most `capacity` DEKs that are good for `ttl`.
     #[must_use]
-    pub fn new(capacity: usize, ttl: Duration, confirmations: u32, observer: Arc<dyn Observer>) -> Self {
+    pub fn new(capacity: usize, ttl: Duration, observer: Arc<dyn Observer>) -> Self {
         let inner = Inner {
             capacity,
             ttl,
-            confirmations,
             entries: HashMap::new(),
             flights: HashMap::new(),
             refused: HashMap::new(),
-            deaths: HashMap::new(),
             generation: 0,
         };
         Self { inner: Mutex::new(inner), observer }
@@ -222,11 +218,10 @@ impl Keyring {
     }
 
     /// Takes new limits after a reload.
-    pub fn configure(&self, capacity: usize, ttl: Duration, confirmations: u32) {
+    pub fn configure(&self, capacity: usize, ttl: Duration) {
         let mut inner = self.lock();
         inner.capacity = capacity;
         inner.ttl = ttl;
-        inner.confirmations = confirmations;
         while inner.entries.len() > inner.capacity {
             self.evict(&mut inner);
         }
@@ -258,7 +253,6 @@ impl Keyring {
                 self.evict(inner);
             }
         }
-        inner.deaths.remove(&slot.kek);
         inner.entries.insert(slot, entry);
     }
 
@@ -323,17 +317,11 @@ impl Flight {
                     inner.refused.insert(self.slot.clone(), (now, fault.clone()));
                 }
             }
+            // SECURITY: what was wrapped under a dead KEK, or a dead version of it, is not served any more. Only this blob:
+            // others may be under another version of the same KEK, and the supervisor's probe judges the KEK as a whole.
             Class::KekDead => {
-                let deaths = inner.deaths.entry(self.slot.kek.clone()).or_insert(0);
-                *deaths = deaths.saturating_add(1);
-                if *deaths >= inner.confirmations {
-                    // SECURITY: a dead KEK takes its DEKs with it, also one that only reads and is never probed.
-                    let before = inner.entries.len();
-                    let dead = &self.slot.kek;
-                    inner.entries.retain(|slot, _| slot.kek != *dead);
-                    for _ in inner.entries.len()..before {
-                        self.keyring.observer.keyring(KeyringEvent::Wiped);
-                    }
+                if inner.entries.remove(&self.slot).is_some() {
+                    self.keyring.observer.keyring(KeyringEvent::Wiped);
                 }
             }
             _ => {}

@@ -114,7 +114,6 @@ impl Plugin {
         let keyring = Arc::new(Keyring::new(
             settings.cache_capacity,
             settings.cache_ttl,
-            settings.policy.confirmations,
             Arc::clone(&observer),
         ));
         Self {
@@ -216,7 +215,7 @@ impl Plugin {
     }
 
     pub(super) fn reconfigure(&self, keks: KekSet, settings: Settings) {
-        self.keyring.configure(settings.cache_capacity, settings.cache_ttl, settings.policy.confirmations);
+        self.keyring.configure(settings.cache_capacity, settings.cache_ttl);
         self.keyring.wipe_unless(|kek| keks.may_unwrap(kek));
         self.keks.store(Arc::new(keks));
         self.settings.store(Arc::new(settings));
