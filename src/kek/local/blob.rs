@@ -105,3 +105,111 @@ fn cipher(version: &Version) -> Result<Locked<Aes256Gcm>, Fault> {
 fn rejected(why: &'static str) -> Fault {
     Fault::caused_by(Reason::WrappedDekRejected, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kek::local::fixture::{Counting, OTHER, VERSION, context, dek, known_file};
+    use crate::kek::local::json;
+    use proptest::prelude::*;
+
+    /// Made with another implementation of AES-GCM, from the layout in the module doc.
+    const KNOWN: &str = "012f2b5a1e3f7f4c578a384f0f7a8d1c22404142434445464748494a4bd9cb034537e0b86d70f8db7233a315\
+                         326072052dfe54dbbe2a52a04872f424940046f6f5b80e760a3faaaf0e28322aba";
+
+    fn known() -> Keyring {
+        json::parse(known_file().as_bytes()).ok().unwrap()
+    }
+
+    fn open(keyring: &Keyring, blob: &[u8], cluster: &str) -> Result<Unwrapped, Fault> {
+        unwrap(keyring, &keyring.kek().unwrap(), &WrappedDek::parse(blob.to_vec()).unwrap(), &context(cluster))
+    }
+
+    fn reason(answer: Result<Unwrapped, Fault>) -> Reason {
+        answer.unwrap_err().reason()
+    }
+
+    #[test]
+    fn the_layout_is_the_frozen_one() {
+        let wrapped = wrap(&known(), &dek(), &context("prod"), &Counting::from(0x40)).unwrap();
+        assert_eq!(hex::encode(wrapped.dek.as_bytes()), KNOWN);
+        assert_eq!(wrapped.dek.as_bytes().len(), 77);
+        assert_eq!(wrapped.kek.as_str(), "local:6f1c0c1e-8a51-4c7e-9a63-0f3f0f3a9b11");
+        let back = open(&known(), wrapped.dek.as_bytes(), "prod").unwrap();
+        assert!(back.dek.same_as(&dek()));
+        assert_eq!((back.version.kek, back.version.version.as_str()), (wrapped.kek, VERSION));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_rejected() {
+        let blob = hex::decode(KNOWN).unwrap();
+        for index in 0..blob.len() {
+            for bit in 0..8 {
+                let mut bad = blob.clone();
+                bad[index] ^= 1 << bit;
+                assert_eq!(reason(open(&known(), &bad, "prod")), Reason::WrappedDekRejected, "{index} {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_other_length_is_rejected() {
+        let blob = hex::decode(KNOWN).unwrap();
+        for len in 1..blob.len() {
+            assert_eq!(reason(open(&known(), &blob[..len], "prod")), Reason::WrappedDekRejected, "{len}");
+            assert_eq!(reason(open(&known(), &blob[len..], "prod")), Reason::WrappedDekRejected, "from {len}");
+        }
+        assert_eq!(reason(open(&known(), &[blob, vec![0]].concat(), "prod")), Reason::WrappedDekRejected);
+    }
+
+    #[test]
+    fn another_context_or_keyring_or_version_is_rejected() {
+        let blob = hex::decode(KNOWN).unwrap();
+        assert_eq!(reason(open(&known(), &blob, "test")), Reason::WrappedDekRejected);
+        // The same key in another keyring, and under the name of another version.
+        let text = known_file();
+        let moved = json::parse(text.replace("6f1c0c1e", "6f1c0c1f").as_bytes()).ok().unwrap();
+        assert_eq!(reason(open(&moved, &blob, "prod")), Reason::WrappedDekRejected);
+        let renamed =
+            json::parse(text.replace(VERSION, "2f2b5a1e-3f7f-4c57-8a38-4f0f7a8d1c23").as_bytes()).ok().unwrap();
+        let mut bad = blob.clone();
+        bad[16] = 0x23;
+        assert_eq!(reason(open(&renamed, &bad, "prod")), Reason::WrappedDekRejected);
+        // The annotation names another KEK.
+        for kek in ["local:6f1c0c1f-8a51-4c7e-9a63-0f3f0f3a9b11", "aws:6f1c0c1e-8a51-4c7e-9a63-0f3f0f3a9b11"] {
+            let kek = KekRef::parse(kek.as_bytes()).unwrap();
+            let answer = unwrap(&known(), &kek, &WrappedDek::parse(blob.clone()).unwrap(), &context("prod"));
+            assert_eq!(reason(answer), Reason::WrappedDekRejected);
+        }
+    }
+
+    #[test]
+    fn a_retired_version_says_so_and_only_of_blobs_that_are_its_own() {
+        let mut keyring = known();
+        keyring.promote(OTHER.parse().unwrap()).unwrap();
+        let blob = hex::decode(KNOWN).unwrap();
+        assert!(open(&keyring, &blob, "prod").is_ok());
+        keyring.retire(VERSION.parse().unwrap()).unwrap();
+        assert_eq!(reason(open(&keyring, &blob, "prod")), Reason::KekDisabled);
+        let mut forged = blob.clone();
+        forged[40] ^= 1;
+        assert_eq!(reason(open(&keyring, &forged, "prod")), Reason::WrappedDekRejected);
+        keyring.reinstate(VERSION.parse().unwrap()).unwrap();
+        assert!(open(&keyring, &blob, "prod").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_wrapped_comes_back(cluster in ".{0,20}", first in any::<u8>(), nonce in any::<u8>()) {
+            let dek = DekBytes::generate(&Counting::from(first)).unwrap();
+            let keyring = known();
+            let wrapped = wrap(&keyring, &dek, &context(&cluster), &Counting::from(nonce)).unwrap();
+            prop_assert!(open(&keyring, wrapped.dek.as_bytes(), &cluster).unwrap().dek.same_as(&dek));
+        }
+
+        #[test]
+        fn noise_is_rejected(noise in proptest::collection::vec(any::<u8>(), 1..200)) {
+            prop_assert_eq!(reason(open(&known(), &noise, "prod")), Reason::WrappedDekRejected);
+        }
+    }
+}

@@ -121,7 +121,14 @@ fn check(stat: &Stat, euid: u32) -> Result<u64, FileProblem> {
 
 /// The right to change the keyring, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held(#[expect(dead_code, reason = "closing the descriptor releases the lock")] OwnedFd);
+pub(super) struct Held(OwnedFd);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing alone would not do while a child that is just being started still has a copy of the descriptor.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 /// Takes the lock beside the keyring; `None` when somebody else has it. The lock file stays: removing it would let two
 /// processes hold two different files of the same name.
@@ -156,4 +163,92 @@ pub(super) fn create_directories(path: &Path) -> Result<(), FileProblem> {
         File::open(above).and_then(|f| f.sync_all()).map_err(failed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kek::local::fixture::{file_with, known_file, set_mode};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn any_mode_that_lets_others_in_is_refused_with_the_command_that_helps() {
+        let (_dir, path) = file_with(&known_file());
+        for mode in (0..0o1000_u32).filter(|mode| mode & 0o400 != 0) {
+            set_mode(&path, mode);
+            match read(&path) {
+                Ok(_) => assert_eq!(mode & 0o077, 0, "{mode:o} was taken"),
+                Err(FileProblem::OpenToOthers { mode: told }) => {
+                    assert!(mode & 0o077 != 0 && told == mode, "{mode:o} {told:o}");
+                }
+                Err(other) => panic!("{mode:o}: {other}"),
+            }
+        }
+        let hint = FileProblem::OpenToOthers { mode: 0o644 }.hint(&path);
+        assert!(hint.starts_with(&format!("chmod 600 {}", path.display())), "{hint}");
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_refused_without_waiting_for_it() {
+        let (dir, path) = file_with(&known_file());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(read(&link), Err(FileProblem::Symlink)));
+        assert!(matches!(read(dir.path()), Err(FileProblem::NotAFile)));
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(matches!(read(&pipe), Err(FileProblem::NotAFile)));
+        assert!(matches!(read(&dir.path().join("none")), Err(FileProblem::Missing)));
+        assert!(matches!(read(&path.join("below")), Err(FileProblem::Missing)));
+    }
+
+    #[test]
+    fn only_our_own_files_and_those_of_root_are_taken() {
+        let (_dir, path) = file_with("x");
+        let fd = std::fs::File::open(&path).unwrap();
+        let mut stat = fstat(&fd).unwrap();
+        for (owner, euid, taken) in [(7, 7, true), (0, 7, true), (0, 0, true), (8, 7, false), (7, 0, false)] {
+            stat.st_uid = owner;
+            let answer = check(&stat, euid);
+            assert_eq!(answer.is_ok(), taken, "{owner} {euid}");
+            if let Err(problem) = answer {
+                assert!(matches!(problem, FileProblem::ForeignOwner { .. }));
+                assert!(problem.hint(&path).contains(&format!("chown {euid} ")));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_over_a_mebibyte_is_not_read() {
+        let (_dir, path) = file_with(&" ".repeat(1024 * 1024));
+        assert_eq!(read(&path).unwrap().len(), 1024 * 1024);
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(SIZE_MAX + 1).unwrap();
+        assert!(matches!(read(&path), Err(FileProblem::TooLarge { size }) if size == SIZE_MAX + 1));
+    }
+
+    #[test]
+    fn the_lock_is_had_by_one_at_a_time_and_is_private() {
+        let (dir, path) = file_with("x");
+        let held = try_lock(&path).unwrap().unwrap();
+        assert!(try_lock(&path).unwrap().is_none());
+        drop(held);
+        assert!(try_lock(&path).unwrap().is_some());
+        let mode = std::fs::metadata(dir.path().join("keyring.json.lock")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn missing_directories_are_made_private() {
+        let dir = tempfile::tempdir().unwrap();
+        create_directories(&dir.path().join("a/b/keyring.json")).unwrap();
+        create_directories(&dir.path().join("a/b/keyring.json")).unwrap();
+        create_directories(Path::new("keyring.json")).unwrap();
+        for made in ["a", "a/b"] {
+            let mode = std::fs::metadata(dir.path().join(made)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{made}");
+        }
+        let blocked = dir.path().join("file");
+        crate::durable::write(&blocked, b"x", crate::durable::Existing::Refuse).unwrap();
+        assert!(matches!(create_directories(&blocked.join("x/keyring.json")), Err(FileProblem::Io { .. })));
+    }
 }

@@ -223,3 +223,175 @@ pub(super) fn render(keyring: &Keyring) -> Option<Zeroizing<Vec<u8>>> {
     debug_assert!(out.len() <= capacity, "the buffer never grew");
     Some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kek::local::fixture::{
+        Counting, KEYRING, MATERIAL, OTHER, OTHER_MATERIAL, VERSION, assert_no_canary, file_of, known_file, moment,
+    };
+    use proptest::prelude::*;
+
+    fn refusal(text: &str) -> ContentProblem {
+        let problem = parse(text.as_bytes()).err().unwrap_or_else(|| panic!("taken: {text}"));
+        let shown = format!("{problem} {problem:?} {}", problem.hint(Path::new("/k")));
+        assert_no_canary(&shown);
+        assert!(!shown.contains("canary"), "{shown}");
+        problem
+    }
+
+    #[test]
+    fn the_known_file_is_read_and_written_as_it_is() {
+        let keyring = parse(known_file().as_bytes()).ok().unwrap();
+        assert_eq!(String::from_utf8(render(&keyring).unwrap().to_vec()).unwrap(), known_file());
+        assert!(keyring.versions()[0].material.expose_bytes().iter().copied().eq(0x80..0xa0));
+        assert_eq!(keyring.id().to_string(), KEYRING);
+        assert_eq!(keyring.current_id().to_string(), VERSION);
+    }
+
+    #[test]
+    fn a_file_that_ends_anywhere_in_the_middle_is_truncated() {
+        let whole = known_file();
+        let whole = whole.trim_end();
+        assert_eq!(refusal(""), ContentProblem::Empty);
+        for len in 1..whole.len() {
+            let problem = refusal(&whole[..len]);
+            assert!(matches!(problem, ContentProblem::Truncated { .. }), "{len}: {problem}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_keyring_is_told_apart_from_a_newer_one() {
+        let newer = known_file().replace(r#""version":1"#, r#""version":2,"canary":[]"#);
+        assert_eq!(refusal(&newer), ContentProblem::Newer { version: 2 });
+        assert!(ContentProblem::Newer { version: 2 }.hint(Path::new("/k")).contains("version 2"));
+        assert_eq!(refusal(&known_file().replace(r#""version":1"#, r#""version":0"#)), ContentProblem::NotAKeyring);
+        assert_eq!(refusal(&known_file().replace("kube-kms-keyring", "canary")), ContentProblem::NotAKeyring);
+        assert!(matches!(refusal("canary"), ContentProblem::Syntax { line: 1, .. }));
+        assert!(matches!(refusal(&(known_file() + "x")), ContentProblem::Syntax { .. }));
+        assert!(matches!(refusal(&"\0".repeat(500)), ContentProblem::Syntax { .. }));
+        assert_eq!(refusal(&known_file().replace("Oj5C", "Oj5C\\u0041")), ContentProblem::Escape);
+    }
+
+    #[test]
+    fn a_field_too_many_too_few_twice_or_of_another_kind_is_a_shape() {
+        let file = known_file();
+        for (from, to) in [
+            (r#","keys""#, r#","canary":"x","keys""#),
+            (r#","material""#, r#","canary":1,"material""#),
+            (r#""created":"2026-01-02T03:04:05Z","#, ""),
+            (r#""state":"enabled""#, r#""state":"canary""#),
+            (r#""state":"enabled""#, r#""state":"enabled","state":"enabled""#),
+            (r#""version":1"#, r#""version":"canary""#),
+            (r#""version":1"#, r#""version":-1"#),
+            (r#""current":"#, r#""id":"canary","current":"#),
+            // The material where something else belongs: serde would quote it.
+            (r#""state":"enabled""#, &format!(r#""state":"{MATERIAL}""#)),
+            (r#","keys""#, &format!(r#","{MATERIAL}":1,"keys""#)),
+            (r#""version":1"#, &format!(r#""version":"{MATERIAL}""#)),
+        ] {
+            assert!(file.contains(from), "{from}");
+            let problem = refusal(&file.replacen(from, to, 1));
+            assert!(matches!(problem, ContentProblem::Shape { .. }), "{from} → {to}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_value_in_another_spelling_is_refused() {
+        let (file, id) = (known_file(), VERSION.parse().unwrap());
+        for spelling in
+            [KEYRING.to_uppercase(), KEYRING.replace('-', ""), format!("{{{KEYRING}}}"), "canary".to_owned()]
+        {
+            assert_eq!(refusal(&file.replace(KEYRING, &spelling)), ContentProblem::IdInvalid("id"));
+        }
+        let upper = VERSION.to_uppercase();
+        assert_eq!(refusal(&file.replacen(VERSION, &upper, 1)), ContentProblem::IdInvalid("current version"));
+        assert_eq!(refusal(&file.replace(OTHER, "canary")), ContentProblem::VersionIdInvalid(2));
+        for time in ["2026-01-02 03:04:05", "2026-01-02T03:04:05+01:00", "canary", "", "1969-01-02T03:04:05Z"] {
+            assert_eq!(
+                refusal(&file.replace("2026-01-02T03:04:05Z", time)),
+                ContentProblem::CreatedInvalid(id),
+                "{time}"
+            );
+        }
+        let material = [
+            &MATERIAL[..43],
+            &MATERIAL[..40],
+            "",
+            "canary",
+            &MATERIAL.replace('=', "A"),
+            &MATERIAL.replace("8=", "9="),
+        ];
+        for material in material {
+            assert_eq!(refusal(&file.replace(MATERIAL, material)), ContentProblem::MaterialInvalid(id), "{material}");
+        }
+    }
+
+    #[test]
+    fn versions_that_do_not_belong_together_are_refused() {
+        let (file, id, other) = (known_file(), VERSION.parse().unwrap(), OTHER.parse().unwrap());
+        assert_eq!(refusal(&file.replace(OTHER, VERSION)), ContentProblem::IdTwice(id));
+        assert_eq!(refusal(&file.replace(OTHER_MATERIAL, MATERIAL)), ContentProblem::MaterialTwice(id, other));
+        let missing = file.replacen(VERSION, KEYRING, 1);
+        assert_eq!(refusal(&missing), ContentProblem::CurrentMissing(KEYRING.parse().unwrap()));
+        assert_eq!(refusal(&file.replacen("enabled", "retired", 1)), ContentProblem::CurrentRetired(id));
+        let none = file.split_once("[").unwrap().0.to_owned() + "[]}";
+        assert_eq!(refusal(&none), ContentProblem::CurrentMissing(id));
+    }
+
+    #[test]
+    fn the_largest_keyring_is_read_and_one_more_is_not() {
+        let full = parse(file_of(VERSIONS_MAX).as_bytes()).ok().unwrap();
+        assert_eq!(full.versions().len(), VERSIONS_MAX);
+        assert!((render(&full).unwrap().len() as u64) < crate::kek::local::file::SIZE_MAX / 4);
+        assert_eq!(refusal(&file_of(VERSIONS_MAX + 1)), ContentProblem::TooManyVersions);
+    }
+
+    #[test]
+    fn only_a_time_that_can_be_read_back_is_writable() {
+        for (seconds, writable) in [(0, true), (253_402_300_799, true), (253_402_300_800, false)] {
+            assert_eq!(is_writable_time(moment(seconds)), writable, "{seconds}");
+        }
+        assert!(!is_writable_time(SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            first in any::<u8>(),
+            // Less than 256 / 32 versions, so that the counting entropy gives none twice.
+            extra in proptest::collection::vec((0..253_402_300_800_u64, any::<bool>()), 0..7),
+        ) {
+            let entropy = Counting::from(first);
+            let mut keyring = Keyring::new(Version::generate(moment(0), &entropy).unwrap());
+            for (seconds, retired) in extra {
+                let version = Version::generate(moment(seconds), &entropy).unwrap();
+                let id = version.id;
+                keyring.add(version).unwrap();
+                if retired {
+                    keyring.retire(id).unwrap();
+                }
+            }
+            let text = render(&keyring).unwrap();
+            let back = parse(&text).ok().unwrap();
+            prop_assert_eq!((back.id(), back.current_id()), (keyring.id(), keyring.current_id()));
+            prop_assert_eq!(back.versions().len(), keyring.versions().len());
+            for (a, b) in back.versions().iter().zip(keyring.versions()) {
+                prop_assert_eq!((a.id, a.created, a.state), (b.id, b.created, b.state));
+                prop_assert_eq!(a.material.expose_bytes(), b.material.expose_bytes());
+            }
+        }
+
+        #[test]
+        fn no_bytes_at_all_make_it_panic(noise in proptest::collection::vec(any::<u8>(), 0..300), at in 0..500_usize) {
+            let _ = parse(&noise);
+            let mut file = known_file().into_bytes();
+            for (byte, noise) in file.iter_mut().skip(at).zip(&noise) {
+                *byte = *noise;
+            }
+            if let Err(problem) = parse(&file) {
+                assert_no_canary(&format!("{problem} {problem:?}"));
+            }
+        }
+    }
+}

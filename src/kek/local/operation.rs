@@ -181,3 +181,210 @@ fn write(path: &Path, keyring: &Keyring, existing: Existing) -> Result<(), Probl
 fn writable(now: SystemTime) -> Result<SystemTime, ChangeProblem> {
     if json::is_writable_time(now) { Ok(now) } else { Err(ChangeProblem::Clock) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fault::Reason;
+    use crate::kek::local::fixture::{
+        Counting, Dry, KEYRING, OTHER, Stuck, VERSION, assert_no_canary, file_of, file_with, known_file, moment, put,
+        set_mode,
+    };
+    use crate::os::OsEntropy;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+
+    fn change_problem(error: &KeyringError) -> &ChangeProblem {
+        assert_no_canary(&format!("{error} {error:?} {}", error.hint()));
+        assert!(!error.hint().is_empty());
+        match error.problem() {
+            Problem::Change(problem) => problem,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn init_makes_a_private_keyring_and_never_overwrites() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/keyring.json");
+        let made = init(&path, moment(1_000_000_000), &OsEntropy).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(dir.path().join("new")).unwrap().permissions().mode() & 0o777, 0o700);
+        let error = init(&path, moment(0), &OsEntropy).unwrap_err();
+        assert!(matches!(change_problem(&error), ChangeProblem::Exists));
+        assert_eq!((error.exit_status(), error.path()), (5, path.as_path()));
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        let listing = list(&path, 0).unwrap();
+        assert_eq!(listing.keyring, made.keyring);
+        assert_eq!(listing.kek.as_str(), format!("local:{}", made.keyring));
+        assert_eq!(listing.versions.len(), 1);
+        let only = &listing.versions[0];
+        assert_eq!(
+            (only.version, only.created, only.state, only.current),
+            (made.version, moment(1_000_000_000), State::Enabled, true)
+        );
+        // A link that leads nowhere is something, too.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &link).unwrap();
+        assert!(matches!(change_problem(&init(&link, moment(0), &OsEntropy).unwrap_err()), ChangeProblem::Exists));
+    }
+
+    #[test]
+    fn the_key_id_is_that_of_the_vectors() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/format1.json")).unwrap();
+        let all = vectors["key_id"].as_array().unwrap();
+        let vector = all.iter().find(|vector| vector["kind"] == "local").unwrap();
+        assert_eq!((vector["identity"].as_str(), vector["version"].as_str()), (Some(KEYRING), Some(VERSION)));
+        let (_dir, path) = file_with(&known_file());
+        let listed = list(&path, vector["epoch"].as_u64().unwrap()).unwrap();
+        assert_eq!(listed.versions[0].key_id.as_str(), vector["key_id"].as_str().unwrap());
+        assert_ne!(listed.versions[1].key_id, listed.versions[0].key_id);
+        assert_ne!(list(&path, 1).unwrap().versions[0].key_id, listed.versions[0].key_id);
+    }
+
+    #[test]
+    fn a_version_lives_from_add_to_retire_and_back() {
+        let (_dir, path) = file_with(&known_file());
+        let new = add(&path, moment(5), &OsEntropy).unwrap();
+        let state = |path: &Path| -> Vec<(State, bool)> {
+            list(path, 0).unwrap().versions.iter().map(|v| (v.state, v.current)).collect()
+        };
+        let (on, off) = (State::Enabled, State::Retired);
+        assert_eq!(state(&path), [(on, true), (on, false), (on, false)]);
+        let promoted = promote(&path, &new.to_string()).unwrap();
+        assert_eq!(promoted, Promoted { from: VERSION.parse().unwrap(), to: new });
+        assert_eq!(state(&path), [(on, false), (on, false), (on, true)]);
+        assert_eq!(retire(&path, &VERSION[..8]).unwrap().to_string(), VERSION);
+        assert_eq!(state(&path), [(off, false), (on, false), (on, true)]);
+        for (error, status) in [
+            (promote(&path, VERSION).unwrap_err(), 5),
+            (retire(&path, VERSION).unwrap_err(), 5),
+            (retire(&path, &new.to_string()).unwrap_err(), 5),
+            (promote(&path, &new.to_string()).unwrap_err(), 5),
+            (reinstate(&path, OTHER).unwrap_err(), 5),
+        ] {
+            change_problem(&error);
+            assert_eq!(error.exit_status(), status, "{error}");
+        }
+        assert!(matches!(change_problem(&promote(&path, VERSION).unwrap_err()), ChangeProblem::Retired(_)));
+        assert!(matches!(change_problem(&retire(&path, VERSION).unwrap_err()), ChangeProblem::AlreadyRetired(_)));
+        let new = new.to_string();
+        assert!(matches!(change_problem(&retire(&path, &new).unwrap_err()), ChangeProblem::IsCurrent(_)));
+        assert!(matches!(change_problem(&promote(&path, &new).unwrap_err()), ChangeProblem::AlreadyCurrent(_)));
+        assert!(matches!(change_problem(&reinstate(&path, OTHER).unwrap_err()), ChangeProblem::NotRetired(_)));
+        reinstate(&path, VERSION).unwrap();
+        assert_eq!(state(&path), [(on, false), (on, false), (on, true)]);
+    }
+
+    #[test]
+    fn a_prefix_names_exactly_one_version() {
+        let (_dir, path) = file_with(&known_file());
+        for good in [OTHER, &OTHER[..5], "2F2B0", "2f2b0000-00", &OTHER.replace('-', "")] {
+            assert_eq!(retire(&path, good).unwrap().to_string(), OTHER, "{good}");
+            reinstate(&path, good).unwrap();
+        }
+        for bad in ["", "2f2", "2f-2", "xyzw", "2f2b ", "-----"] {
+            let error = promote(&path, bad).unwrap_err();
+            assert!(matches!(change_problem(&error), ChangeProblem::PrefixInvalid), "{bad}");
+            assert_eq!(error.exit_status(), 2);
+        }
+        for unknown in ["ffff", "2f2b0001", &format!("{OTHER}0"), "2f2b-0000"] {
+            let error = promote(&path, unknown).unwrap_err();
+            assert!(matches!(change_problem(&error), ChangeProblem::VersionUnknown), "{unknown}");
+        }
+        let error = promote(&path, "2f2b").unwrap_err();
+        assert!(matches!(change_problem(&error), ChangeProblem::VersionAmbiguous { matches: 2 }));
+    }
+
+    #[test]
+    fn a_change_while_another_is_going_on_is_refused_and_changes_nothing() {
+        let (_dir, path) = file_with(&known_file());
+        let held = file::try_lock(&path).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for error in [
+                    add(&path, moment(0), &OsEntropy).unwrap_err(),
+                    promote(&path, OTHER).unwrap_err(),
+                    retire(&path, OTHER).unwrap_err(),
+                    reinstate(&path, OTHER).unwrap_err(),
+                ] {
+                    assert!(matches!(change_problem(&error), ChangeProblem::Held));
+                    assert!(error.to_string().contains("held by another process"));
+                    assert_eq!(error.exit_status(), 5);
+                }
+            });
+        });
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), known_file());
+        drop(held);
+        add(&path, moment(0), &OsEntropy).unwrap();
+    }
+
+    #[test]
+    fn no_version_is_lost_when_many_add_at_once() {
+        let (_dir, path) = file_with(&known_file());
+        let start = Barrier::new(8);
+        let added: Vec<Uuid> = std::thread::scope(|scope| {
+            let run = || {
+                start.wait();
+                (0..8).filter_map(|_| add(&path, moment(0), &OsEntropy).ok()).collect::<Vec<_>>()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(!added.is_empty());
+        let listed: Vec<Uuid> = list(&path, 0).unwrap().versions.iter().map(|v| v.version).collect();
+        assert_eq!(listed.len(), added.len() + 2);
+        assert!(added.iter().all(|id| listed.contains(id)));
+    }
+
+    #[test]
+    fn bad_randomness_and_a_bad_clock_make_no_key() {
+        let (dir, path) = file_with(&known_file());
+        let new = dir.path().join("new.json");
+        let before_1970 = SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1);
+        for error in [init(&new, moment(0), &Dry).unwrap_err(), add(&path, moment(0), &Dry).unwrap_err()] {
+            assert!(matches!(change_problem(&error), ChangeProblem::Entropy(f) if f.reason() == Reason::Entropy));
+            assert_eq!(error.exit_status(), 1);
+        }
+        for error in
+            [init(&new, before_1970, &OsEntropy).unwrap_err(), add(&path, before_1970, &OsEntropy).unwrap_err()]
+        {
+            assert!(matches!(change_problem(&error), ChangeProblem::Clock));
+        }
+        assert!(!new.exists());
+        // 0x80 to 0x9f again, the known material; and the same twice.
+        let again = add(&path, moment(0), &Counting::from(0x80)).unwrap_err();
+        assert!(matches!(change_problem(&again), ChangeProblem::Entropy(_)));
+        add(&path, moment(0), &Stuck).unwrap();
+        assert!(matches!(change_problem(&add(&path, moment(0), &Stuck).unwrap_err()), ChangeProblem::Entropy(_)));
+    }
+
+    #[test]
+    fn a_full_keyring_takes_no_more() {
+        let (_dir, path) = file_with(&file_of(255));
+        add(&path, moment(0), &OsEntropy).unwrap();
+        let error = add(&path, moment(0), &OsEntropy).unwrap_err();
+        assert!(matches!(change_problem(&error), ChangeProblem::Full));
+        assert_eq!(list(&path, 0).unwrap().versions.len(), 256);
+    }
+
+    #[test]
+    fn a_file_that_is_not_safe_is_neither_read_nor_changed_nor_locked() {
+        let (dir, path) = file_with(&known_file());
+        set_mode(&path, 0o640);
+        for error in [list(&path, 0).unwrap_err(), add(&path, moment(0), &OsEntropy).unwrap_err()] {
+            assert!(matches!(error.problem(), Problem::File(FileProblem::OpenToOthers { mode: 0o640 })));
+            assert_eq!((error.reason(), error.exit_status()), (Reason::KekFileRefused, 5));
+            assert!(error.hint().contains("chmod 600"));
+        }
+        set_mode(&path, 0o600);
+        put(&path, "canary");
+        let error = promote(&path, VERSION).unwrap_err();
+        assert_eq!((error.reason(), error.exit_status()), (Reason::KekFileRefused, 5));
+        let error = retire(&dir.path().join("none"), VERSION).unwrap_err();
+        assert_eq!((error.reason(), error.exit_status()), (Reason::KmsUnreachable, 4));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -106,3 +106,161 @@ impl fmt::Debug for LocalKek {
         f.debug_struct("LocalKek").field("path", &self.path).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::fault::Class;
+    use crate::kek::local::fixture::{
+        KEYRING, OTHER, VERSION, assert_no_canary, call, context, dek, file_with, known_file, put, set_mode,
+    };
+    use crate::os::OsEntropy;
+    use std::path::Path;
+    use std::time::Duration;
+
+    fn kek_at(path: &Path) -> LocalKek {
+        LocalKek::new(path.to_owned(), Arc::new(OsEntropy))
+    }
+
+    fn named(text: &str) -> KekRef {
+        KekRef::parse(text.as_bytes()).unwrap()
+    }
+
+    /// The fault of a wrap and of an unwrap, which is the same; nothing of the file is in it.
+    async fn fault_of(kek: &LocalKek, wrapped: &Wrapped) -> Fault {
+        let fault = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap_err();
+        let other = kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &context("prod"), &call()).await.unwrap_err();
+        assert_eq!(fault, other);
+        for shown in [format!("{fault} {fault:?} {}", fault.causes()), format!("{other} {other:?} {}", other.causes())]
+        {
+            assert_no_canary(&shown);
+            assert!(!shown.contains("canary"), "{shown}");
+        }
+        fault
+    }
+
+    #[tokio::test]
+    async fn a_dek_comes_back_with_the_version_that_wrapped_it() {
+        let (_dir, path) = file_with(&known_file());
+        let kek = kek_at(&path);
+        let wrapped = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        assert_eq!(wrapped.kek, named(&format!("local:{KEYRING}")));
+        let back = kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &context("prod"), &call()).await.unwrap();
+        assert!(back.dek.same_as(&dek()));
+        assert_eq!(back.version.version, VERSION);
+        let again = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        assert_ne!(again.dek, wrapped.dek, "a nonce was used twice");
+        assert_eq!(kek.kind(), KekKind::LOCAL);
+    }
+
+    #[tokio::test]
+    async fn promoting_and_retiring_are_noticed_without_a_restart() {
+        let (_dir, path) = file_with(&known_file());
+        let kek = kek_at(&path);
+        let old = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        operation::promote(&path, OTHER).unwrap();
+        let new = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        for (wrapped, version) in [(&old, VERSION), (&new, OTHER)] {
+            let back = kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &context("prod"), &call()).await.unwrap();
+            assert_eq!(back.version.version, version);
+        }
+        operation::retire(&path, VERSION).unwrap();
+        let fault = kek.unwrap_dek(&old.kek, &old.dek, &context("prod"), &call()).await.unwrap_err();
+        assert_eq!(fault.reason(), Reason::KekDisabled);
+        assert!(fault.causes().contains(VERSION), "{}", fault.causes());
+        kek.unwrap_dek(&new.kek, &new.dek, &context("prod"), &call()).await.unwrap();
+        operation::reinstate(&path, VERSION).unwrap();
+        kek.unwrap_dek(&old.kek, &old.dek, &context("prod"), &call()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_gone_is_transient_and_one_that_is_refused_is_not() {
+        let (dir, path) = file_with(&known_file());
+        let kek = kek_at(&path);
+        let wrapped = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        let aside = dir.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        let fault = fault_of(&kek, &wrapped).await;
+        assert_eq!(fault.reason(), Reason::KmsUnreachable);
+        assert!(fault.class().is_transient() && fault.causes().contains("keyring.json"), "{}", fault.causes());
+        std::os::unix::fs::symlink(&aside, &path).unwrap();
+        assert_eq!(fault_of(&kek, &wrapped).await.reason(), Reason::KekFileRefused);
+        std::fs::rename(&aside, &path).unwrap();
+        for mode in [0o604, 0o640] {
+            set_mode(&path, mode);
+            let fault = fault_of(&kek, &wrapped).await;
+            assert_eq!((fault.reason(), fault.class()), (Reason::KekFileRefused, Class::KekDenied));
+            assert!(fault.causes().contains("chmod 600"), "{}", fault.causes());
+        }
+        set_mode(&path, 0o600);
+        for content in [
+            String::new(),
+            "canary".to_owned(),
+            known_file()[..300].to_owned(),
+            known_file().replace(r#""version":1"#, r#""version":2"#),
+            known_file().replace("created", "canary"),
+            known_file().replacen("enabled", "retired", 1),
+        ] {
+            put(&path, &content);
+            assert_eq!(fault_of(&kek, &wrapped).await.reason(), Reason::KekFileRefused, "{content}");
+        }
+        put(&path, &known_file());
+        kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &context("prod"), &call()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_may_unwrap_what_its_file_wrapped_and_anything_local_before_it_has_read_it() {
+        let (dir, path) = file_with(&known_file());
+        let (own, other) = (named(&format!("local:{KEYRING}")), named(&format!("local:{OTHER}")));
+        let kek = kek_at(&path);
+        assert!(kek.may_unwrap(&own) && !kek.may_unwrap(&other) && !kek.may_unwrap(&named(&format!("aws:{KEYRING}"))));
+        let later = dir.path().join("later.json");
+        let kek = kek_at(&later);
+        assert!(kek.may_unwrap(&own) && kek.may_unwrap(&other) && !kek.may_unwrap(&named(&format!("aws:{KEYRING}"))));
+        std::fs::rename(&path, &later).unwrap();
+        let wrapped = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        assert!(kek.may_unwrap(&own) && !kek.may_unwrap(&other));
+        let fault = kek.unwrap_dek(&other, &wrapped.dek, &context("prod"), &call()).await.unwrap_err();
+        assert_eq!(fault.reason(), Reason::WrappedDekRejected);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_costs_its_callers_their_time_and_no_more_threads() {
+        let (_dir, path) = file_with(&known_file());
+        let kek = kek_at(&path);
+        let hanging = Arc::clone(&kek.reads).acquire_many_owned(4).await.unwrap();
+        let short = KekCall { timeout: Duration::from_millis(5), uid: None };
+        let fault = kek.wrap_dek(&dek(), &context("prod"), &short).await.unwrap_err();
+        assert_eq!(fault.reason(), Reason::Deadline);
+        drop(hanging);
+        kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn many_calls_at_once_and_dropped_ones_do_no_harm() {
+        let (_dir, path) = file_with(&known_file());
+        let kek = Arc::new(kek_at(&path));
+        let start = || {
+            let kek = Arc::clone(&kek);
+            tokio::spawn(async move { kek.wrap_dek(&dek(), &context("prod"), &call()).await.is_ok() })
+        };
+        let (dropped, kept): (Vec<_>, Vec<_>) = (0..50).map(|_| (start(), start())).unzip();
+        tokio::task::yield_now().await;
+        for task in dropped {
+            task.abort();
+        }
+        for task in kept {
+            assert!(task.await.unwrap());
+        }
+        // Every thread that was left alone ends and gives its permit back.
+        let _all = kek.reads.acquire_many(4).await.unwrap();
+        assert_eq!(kek.reads.available_permits(), 0);
+    }
+
+    #[test]
+    fn debug_shows_the_path_and_no_content() {
+        let (_dir, path) = file_with(&known_file());
+        let shown = format!("{:?}", kek_at(&path));
+        assert_eq!(shown, format!("LocalKek {{ path: {path:?}, .. }}"));
+    }
+}
