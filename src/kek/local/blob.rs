@@ -164,14 +164,17 @@ mod tests {
 
     #[test]
     fn another_context_or_keyring_or_version_is_rejected() {
-        let blob = hex::decode(KNOWN).unwrap();
+        // Wrapped here and now, so that the only thing that is wrong is the one that is meant.
+        let wrapped = wrap(&known(), &dek(), &context("prod"), &Counting::from(1)).unwrap();
+        let blob = wrapped.dek.as_bytes().to_vec();
+        assert!(open(&known(), &blob, "prod").is_ok());
         assert_eq!(reason(open(&known(), &blob, "test")), Reason::WrappedDekRejected);
         // The same key in another keyring, and under the name of another version.
         let text = known_file();
         let moved = json::parse(text.replace("6f1c0c1e", "6f1c0c1f").as_bytes()).ok().unwrap();
         assert_eq!(reason(open(&moved, &blob, "prod")), Reason::WrappedDekRejected);
-        let renamed =
-            json::parse(text.replace(VERSION, "2f2b5a1e-3f7f-4c57-8a38-4f0f7a8d1c23").as_bytes()).ok().unwrap();
+        let name = "2f2b5a1e-3f7f-4c57-8a38-4f0f7a8d1c23";
+        let renamed = json::parse(text.replace(VERSION, name).as_bytes()).ok().unwrap();
         let mut bad = blob.clone();
         bad[16] = 0x23;
         assert_eq!(reason(open(&renamed, &bad, "prod")), Reason::WrappedDekRejected);
