@@ -3,12 +3,9 @@
 use super::*;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
 use tempfile::TempDir;
-
-/// The umask belongs to the whole process.
-static UMASK: Mutex<()> = Mutex::new(());
 
 fn place() -> (TempDir, SocketAddress, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -150,27 +147,39 @@ fn what_lies_at_the_temporary_name_is_removed_only_when_it_is_a_socket() {
 
 #[test]
 fn the_mode_is_exact_under_every_umask_and_never_wider_on_the_way() {
-    let _alone = UMASK.lock().unwrap_or_else(PoisonError::into_inner);
+    // The umask belongs to the whole process, and the directories of other tests would feel it.
+    let done = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["transport::socket::tests::child_under_umasks", "--exact", "--ignored"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// Not a test of its own: what the child process of the test above does.
+#[test]
+#[ignore = "run as a child process by the test above"]
+fn child_under_umasks() {
+    let mode_of = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
     for umask in [0o000, 0o077] {
-        let before = rustix::process::umask(Mode::from_raw_mode(umask));
-        let modes = [0o600, 0o660, 0o666].map(|mode| {
-            let (_dir, address, path) = place();
-            let bound =
-                bind(address, mode, Takeover::Refuse).map(|_bound| std::fs::metadata(&path).unwrap().mode() & 0o7777);
-            (mode, bound)
-        });
-        // What bind(2) alone makes of a socket whose inode was given a mode: the promise of `bind_name`.
-        let (_dir, _, path) = place();
-        let flags = SocketFlags::CLOEXEC;
-        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o600)).unwrap();
-        rustix::net::bind(&fd, &SocketAddrUnix::new(path.as_path()).unwrap()).unwrap();
-        let at_bind = std::fs::metadata(&path).unwrap().mode() & 0o777;
-        rustix::process::umask(before);
-        for (asked, got) in modes {
-            assert_eq!(got.unwrap(), asked, "umask {umask:o}");
+        for (mode, directory_mode) in [(0o600, 0o700), (0o660, 0o750), (0o666, 0o755)] {
+            let (dir, _, _) = place();
+            let path = dir.path().join("new/kms.sock");
+            let address = SocketAddress::parse(path.to_str().unwrap(), Path::new("/")).unwrap();
+            rustix::process::umask(Mode::from_raw_mode(umask));
+            let _bound = bind(address, mode, Takeover::Refuse).unwrap();
+            assert_eq!(mode_of(&path), mode, "umask {umask:o}");
+            assert_eq!(mode_of(path.parent().unwrap()), directory_mode, "umask {umask:o}");
+
+            // What bind(2) alone makes of a socket whose inode was given a mode: what `bind_name` stands on.
+            let bare = path.with_file_name("bare");
+            let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+            let fd = fd.unwrap();
+            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).unwrap();
+            rustix::net::bind(&fd, &SocketAddrUnix::new(bare.as_path()).unwrap()).unwrap();
+            assert_eq!(mode_of(&bare), mode & !umask, "umask {umask:o}");
+            rustix::process::umask(Mode::from_raw_mode(0o022));
         }
-        assert_eq!(at_bind, 0o600, "umask {umask:o}");
     }
 }
 
