@@ -217,6 +217,40 @@ mod tests {
         assert_eq!(incoming.0.refusals.unreported, 0, "after a while there is a line again");
     }
 
+    #[test]
+    fn a_process_without_file_descriptors_accepts_again_as_soon_as_it_has_some() {
+        let done = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["transport::accept::tests::child_without_file_descriptors", "--exact", "--ignored"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    /// Not a test of its own: what the child process of the test above does.
+    #[tokio::test]
+    #[ignore = "run as a child process by the test above: it uses up every file descriptor"]
+    async fn child_without_file_descriptors() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = StdListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut incoming = Incoming::new(listener, AllowedUids::default(), Arc::new(ManualClock::default())).unwrap();
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(128), ..getrlimit(Resource::Nofile) }).unwrap();
+        let mut hoard = Vec::new();
+        while let Ok(fd) = rustix::io::dup(&client) {
+            hoard.push(fd);
+        }
+        let starved = tokio::time::timeout(PAUSE * 3, incoming.next()).await;
+        assert!(starved.is_err() && incoming.0.errors.unreported > 0, "accept failed more than once");
+        drop(hoard);
+        let mut served = incoming.next().await.unwrap().unwrap();
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(served.read_u8().await.unwrap(), b'x');
+    }
+
     #[tokio::test]
     async fn dropping_it_stops_new_connections_and_leaves_the_accepted_ones_alone() {
         let dir = tempfile::tempdir().unwrap();
