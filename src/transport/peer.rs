@@ -92,8 +92,12 @@ impl PeerStream {
 
 fn credentials(stream: &UnixStream) -> io::Result<(u32, Option<i32>)> {
     let peer = stream.peer_cred()?;
-    // A peer outside our pid namespace (kube-apiserver in another container) has pid 0.
-    Ok((peer.uid(), peer.pid().filter(|pid| *pid > 0)))
+    Ok((peer.uid(), peer.pid().and_then(visible)))
+}
+
+/// A peer outside our pid namespace (kube-apiserver in another container) has pid 0.
+fn visible(pid: i32) -> Option<i32> {
+    (pid > 0).then_some(pid)
 }
 
 /// The process that listens at the other end of a blocking connection, when the kernel tells.
@@ -194,6 +198,11 @@ mod tests {
         let mut answer = Vec::new();
         theirs.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"ping!!");
+    }
+
+    #[test]
+    fn a_peer_in_another_pid_namespace_has_no_pid() {
+        assert_eq!((visible(0), visible(7)), (None, Some(7)));
     }
 
     #[test]

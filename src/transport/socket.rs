@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::{File, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -266,12 +267,7 @@ fn find_owner(name: &SocketAddrUnix, address: &SocketAddress) -> Result<Option<O
 
 /// A listening socket with exactly this mode, and a handle that pins its inode.
 fn bind_name(path: &Path, mode: u32) -> io::Result<(UnixListener, File)> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // SECURITY: the file gets the mode of the socket's own inode, less the umask: never a moment wider than asked, and
-    // without touching the umask, which belongs to every thread of the process.
-    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
-    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
+    let fd = bind_narrowly(path, mode)?;
     let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let pin = File::from(rustix::fs::openat(CWD, path, handle, Mode::empty())?);
     // The umask, or a default ACL of the directory, may have taken bits away. The lock keeps this name ours.
@@ -280,6 +276,18 @@ fn bind_name(path: &Path, mode: u32) -> io::Result<(UnixListener, File)> {
     }
     rustix::net::listen(&fd, BACKLOG)?;
     Ok((UnixListener::from(fd), pin))
+}
+
+/// A bound socket with this mode less the umask.
+///
+/// SECURITY: never a moment wider than asked, because the file takes the mode of the socket's own inode; and without
+/// touching the umask, which belongs to every thread of the process.
+fn bind_narrowly(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
+    Ok(fd)
 }
 
 /// Removes the temporary name however the function ends; after the rename there is nothing left to remove.

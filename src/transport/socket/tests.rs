@@ -96,13 +96,16 @@ fn a_take_over_leaves_no_moment_without_a_socket() {
             }
             Ok(connects)
         });
-        for _ in 0..50 {
-            let next = bind(address.clone(), 0o600, Takeover::Displace).unwrap();
+        let mut take_over = || {
+            let next = bind(address.clone(), 0o600, Takeover::Displace)?;
             // The old owner leaves in order, which must not take the new one's path away; and its queue is emptied.
             drop(std::mem::replace(&mut owner, next));
             while owner.listener.accept().is_ok() {}
-        }
+            Ok::<_, BindError>(())
+        };
+        let all = (0..50).try_for_each(|_| take_over());
         done.store(true, Ordering::Relaxed);
+        all.unwrap();
         assert!(client.join().unwrap().unwrap() > 0);
     });
     while owner.listener.accept().is_ok() {}
@@ -171,12 +174,8 @@ fn child_under_umasks() {
             assert_eq!(mode_of(&path), mode, "umask {umask:o}");
             assert_eq!(mode_of(path.parent().unwrap()), directory_mode, "umask {umask:o}");
 
-            // What bind(2) alone makes of a socket whose inode was given a mode: what `bind_name` stands on.
             let bare = path.with_file_name("bare");
-            let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
-            let fd = fd.unwrap();
-            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).unwrap();
-            rustix::net::bind(&fd, &SocketAddrUnix::new(bare.as_path()).unwrap()).unwrap();
+            let _fd = bind_narrowly(&bare, mode).unwrap();
             assert_eq!(mode_of(&bare), mode & !umask, "umask {umask:o}");
             rustix::process::umask(Mode::from_raw_mode(0o022));
         }
