@@ -1,1 +1,12 @@
-//! x
+//! The unix socket that kube-apiserver dials: its name, its file, its peers, and systemd.
+//!
+//! Guarantees: a live owner is never displaced unless asked; what is not a socket is never deleted; no moment without a
+//! socket on a take-over; every connection carries the uid of its peer, told by the kernel. Refuses to know: gRPC
+//! messages and what the service does. SPEC: contract 5, 15; ARCHITECTURE.md "Life of the process".
+
+pub mod accept;
+pub mod address;
+mod directory;
+pub mod peer;
+pub mod socket;
+pub mod systemd;

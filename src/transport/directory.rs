@@ -1,0 +1,166 @@
+//! The directory of a socket file: made when missing, checked, and locked while the name in it changes.
+//!
+//! Guarantees: the directory is not one where strangers can replace the socket; of all instances that want the same
+//! name one at a time looks, binds or unlinks, across containers that share the directory too. The lock file stays:
+//! removing it would let two instances hold locks on different files. Refuses to know: sockets. SPEC: flock(2).
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, Metadata, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Write permission of everybody, and the bit that keeps everybody from renaming what is not theirs.
+const WORLD_WRITABLE: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
+/// Why a directory cannot hold the socket.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    NotADirectory,
+    WorldWritable,
+    Io(io::Error),
+}
+
+/// Makes the directory when it is missing, open to whom the socket's mode is open to, and checks it.
+pub(super) fn prepare(dir: &Path, socket_mode: u32) -> Result<(), Unfit> {
+    let found = match std::fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create(dir, mode_for(socket_mode)).map_err(Unfit::Io)?;
+            std::fs::metadata(dir)
+        }
+        found => found,
+    };
+    match found {
+        Ok(found) if !found.is_dir() => Err(Unfit::NotADirectory),
+        // SECURITY: in such a directory any local user could put a socket of his own in our place, and be sent seeds.
+        Ok(found) if found.mode() & WORLD_WRITABLE != 0 && found.mode() & STICKY == 0 => Err(Unfit::WorldWritable),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Unfit::NotADirectory),
+        Err(error) => Err(Unfit::Io(error)),
+    }
+}
+
+const fn mode_for(socket_mode: u32) -> u32 {
+    match (socket_mode & 0o070, socket_mode & 0o007) {
+        (0, 0) => 0o700,
+        (_, 0) => 0o750,
+        _ => 0o755,
+    }
+}
+
+fn create(dir: &Path, mode: u32) -> io::Result<()> {
+    if let Some(parent) = dir.parent()
+        && !parent.as_os_str().is_empty()
+        && !parent.exists()
+    {
+        create(parent, mode)?;
+    }
+    match DirBuilder::new().mode(mode).create(dir) {
+        // The umask may have taken bits away; it never adds any.
+        Ok(()) => std::fs::set_permissions(dir, Permissions::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The file beside the socket with this ending: `/run/kms.sock` → `/run/.kms.sock.lock`.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+/// The right to change what is at a socket's path. Released when dropped, and by the kernel when the process dies.
+#[derive(Debug)]
+pub(super) struct PathLock {
+    _file: File,
+}
+
+impl PathLock {
+    /// Waits for whoever has it; nobody keeps it for longer than a bind.
+    pub(super) fn take(socket: &Path) -> io::Result<Self> {
+        let path = beside(socket, ".lock");
+        loop {
+            let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let file = File::from(rustix::fs::openat(CWD, &path, flags, Mode::RUSR | Mode::WUSR)?);
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    tracing::warn!(lock = %path.display(), "waiting for another instance that is binding the same socket");
+                    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            // Somebody may have removed the file by hand while we waited: then the lock is on a file that is no more.
+            if std::fs::symlink_metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|ours| same(&now, &ours))) {
+                return Ok(Self { _file: file });
+            }
+        }
+    }
+}
+
+/// Whether both are the same file.
+pub(super) fn same(a: &Metadata, b: &Metadata) -> bool {
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_for_those_who_may_use_the_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        for (socket_mode, expected) in [(0o600, 0o700), (0o660, 0o750), (0o666, 0o755)] {
+            let path = dir.path().join(format!("{socket_mode:o}/deep"));
+            prepare(&path, socket_mode).unwrap();
+            assert_eq!(mode(&path), expected);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_there_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+        prepare(dir.path(), 0o600).unwrap();
+        assert_eq!(mode(dir.path()), 0o711);
+    }
+
+    #[test]
+    fn a_directory_that_strangers_can_write_to_is_refused_unless_it_is_sticky() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(prepare(dir.path(), 0o600), Err(Unfit::WorldWritable)));
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
+        prepare(dir.path(), 0o600).unwrap();
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_directory_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(prepare(file.path(), 0o600), Err(Unfit::NotADirectory)));
+        assert!(matches!(prepare(&file.path().join("sub"), 0o600), Err(Unfit::NotADirectory)));
+    }
+
+    #[test]
+    fn the_lock_file_stays_and_can_be_taken_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("kms.sock");
+        drop(PathLock::take(&socket).unwrap());
+        let lock = PathLock::take(&socket).unwrap();
+        let file = dir.path().join(".kms.sock.lock");
+        assert_eq!(mode(&file) & 0o077, 0);
+        let other = File::open(&file).unwrap();
+        assert_eq!(rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK));
+        drop(lock);
+        rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+}
