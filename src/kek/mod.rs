@@ -1,1 +1,4 @@
-//! x
+//! KEK providers, one folder each: an adapter from one kind of KMS to [`crate::core::port::Kek`].
+
+#[cfg(feature = "aws")]
+pub mod aws;
