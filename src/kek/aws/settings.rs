@@ -46,7 +46,9 @@ pub enum SettingsError {
         given: String,
     },
     /// `endpoint` would carry data keys in clear over a network.
-    #[error("endpoint `{given}` is not https: data keys would cross the network in clear; http is for a loopback address only")]
+    #[error(
+        "endpoint `{given}` is not https: data keys would cross the network in clear; http is for a loopback address only"
+    )]
     EndpointInClear {
         /// What was given.
         given: String,
