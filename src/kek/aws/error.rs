@@ -249,3 +249,127 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 fn plain(text: &str, max: usize) -> String {
     text.chars().take(max).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_sdk_kms::error::{ConnectorError, ErrorMetadata};
+    use aws_sdk_kms::operation::decrypt::DecryptError;
+    use aws_smithy_runtime_api::http::StatusCode;
+    use aws_smithy_types::body::SdkBody;
+
+    fn response(status: u16) -> HttpResponse {
+        let mut response = HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::from("CANARY"));
+        response.headers_mut().insert("x-amzn-requestid", "7b0b-1");
+        response
+    }
+
+    fn said(op: Op, status: u16, code: Option<&str>) -> KmsError {
+        let mut meta = ErrorMetadata::builder().message("what AWS says\nlevel=error");
+        if let Some(code) = code {
+            meta = meta.code(code);
+        }
+        KmsError::from_sdk(op, &SdkError::service_error(DecryptError::generic(meta.build()), response(status)))
+    }
+
+    #[test]
+    fn every_code_has_its_reason_whatever_the_operation() {
+        let table: &[(Reason, u16, &[&str])] = &[
+            (Reason::KekDisabled, 400, &["DisabledException"]),
+            (Reason::KekGone, 400, &["NotFoundException"]),
+            (Reason::KekUnusable, 400, &["InvalidKeyUsageException", "UnsupportedOperationException", INVALID_STATE]),
+            (Reason::WrappedDekRejected, 400, &["InvalidCiphertextException", "IncorrectKeyException"]),
+            (Reason::PolicyDenied, 400, &["AccessDeniedException", "AccessDenied", "NotAuthorized"]),
+            (
+                Reason::CredentialsRejected,
+                400,
+                &[
+                    "UnrecognizedClientException",
+                    "InvalidSignatureException",
+                    "SignatureDoesNotMatch",
+                    "IncompleteSignature",
+                    "MissingAuthenticationToken",
+                    "InvalidClientTokenId",
+                    "OptInRequired",
+                ],
+            ),
+            (
+                Reason::KmsThrottled,
+                400,
+                &[
+                    "ThrottlingException",
+                    "Throttling",
+                    "TooManyRequests",
+                    "TooManyRequestsException",
+                    "RequestLimitExceeded",
+                    "LimitExceededException",
+                ],
+            ),
+            (Reason::KmsUnreachable, 400, &["ExpiredTokenException", "ExpiredToken", "RequestExpired", "NobodyKnows"]),
+            (
+                Reason::KmsUnreachable,
+                500,
+                &[
+                    "KeyUnavailableException",
+                    "DependencyTimeoutException",
+                    "KMSInternalException",
+                    "ServiceUnavailable",
+                    "InternalFailure",
+                ],
+            ),
+        ];
+        for (expected, status, codes) in table {
+            for code in *codes {
+                for op in [Op::Encrypt, Op::Decrypt, Op::DescribeKey] {
+                    assert_eq!(said(op, *status, Some(code)).reason(), *expected, "{op:?} {code}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_invalid_request_is_about_the_blob_on_decrypt_only() {
+        for code in ["ValidationException", "InvalidArnException"] {
+            assert_eq!(said(Op::Decrypt, 400, Some(code)).reason(), Reason::WrappedDekRejected);
+            assert_eq!(said(Op::Encrypt, 400, Some(code)).reason(), Reason::KekUnusable);
+        }
+    }
+
+    #[test]
+    fn without_a_code_the_status_decides() {
+        for (status, expected) in
+            [(429, Reason::KmsThrottled), (503, Reason::KmsUnreachable), (403, Reason::KmsUnreachable)]
+        {
+            assert_eq!(said(Op::Encrypt, status, None).reason(), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn the_cause_has_code_message_and_request_id_on_one_line_and_no_body() {
+        let text = said(Op::Decrypt, 400, Some("DisabledException")).into_fault().causes();
+        assert_eq!(
+            text,
+            "kms:Decrypt: DisabledException: what AWS says level=error (HTTP 400) (AWS request id 7b0b-1)"
+        );
+        let unread = SdkError::<DecryptError, _>::response_error("CANARY", response(200));
+        let error = KmsError::from_sdk(Op::Decrypt, &unread);
+        assert_eq!((error.reason(), error.request_id()), (Reason::KmsUnreachable, Some("7b0b-1")));
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("CANARY"), "{text}");
+    }
+
+    #[test]
+    fn without_an_answer_a_timeout_is_a_deadline_and_the_rest_unreachable() {
+        let reason = |error: SdkError<DecryptError, HttpResponse>| KmsError::from_sdk(Op::Decrypt, &error).reason();
+        let dispatch = |error| reason(SdkError::dispatch_failure(error));
+        assert_eq!(dispatch(ConnectorError::timeout("slow".into())), Reason::Deadline);
+        assert_eq!(dispatch(ConnectorError::io("refused".into())), Reason::KmsUnreachable);
+        assert_eq!(dispatch(ConnectorError::other("odd".into(), None)), Reason::KmsUnreachable);
+        assert_eq!(reason(SdkError::timeout_error("slow")), Reason::Deadline);
+        assert_eq!(reason(SdkError::construction_failure("odd")), Reason::KmsUnreachable);
+        let none = CredentialsError::not_loaded_no_source();
+        assert_eq!(dispatch(ConnectorError::other(none.into(), None)), Reason::CredentialsRejected);
+        let slow = CredentialsError::provider_timed_out(std::time::Duration::from_secs(1));
+        assert_eq!(dispatch(ConnectorError::other(slow.into(), None)), Reason::KmsUnreachable);
+    }
+}
