@@ -55,22 +55,11 @@ impl Default for AllowedUids {
     }
 }
 
-/// What the kernel says about a peer, and whether it may call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerInfo {
-    /// The effective uid when it connected.
-    pub uid: u32,
-    /// The process, when it is in a pid namespace that we see. Pids are reused: for logs, never for a decision.
-    pub pid: Option<i32>,
-    /// Whether the uid is in the list of allowed ones.
-    pub allowed: bool,
-}
-
 /// A connection that knows its peer.
 #[derive(Debug)]
 pub struct PeerStream {
     stream: UnixStream,
-    peer: PeerInfo,
+    peer: Peer,
 }
 
 impl PeerStream {
@@ -80,12 +69,12 @@ impl PeerStream {
     /// When the kernel does not say; the connection must be dropped then.
     pub fn identify(stream: UnixStream, allowed: &AllowedUids) -> io::Result<Self> {
         let (uid, pid) = credentials(&stream)?;
-        Ok(Self { stream, peer: PeerInfo { uid, pid, allowed: allowed.allows(uid) } })
+        Ok(Self { stream, peer: Peer { uid, pid, allowed: allowed.allows(uid) } })
     }
 
     /// Who is at the other end.
     #[must_use]
-    pub const fn peer(&self) -> PeerInfo {
+    pub const fn peer(&self) -> Peer {
         self.peer
     }
 }
@@ -115,9 +104,9 @@ pub(super) fn listener_pid(stream: std::os::unix::net::UnixStream) -> Option<i32
 }
 
 impl Connected for PeerStream {
-    type ConnectInfo = PeerInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> PeerInfo {
+    fn connect_info(&self) -> Peer {
         self.peer
     }
 }

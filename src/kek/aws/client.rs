@@ -1,0 +1,172 @@
+//! The three calls that this provider makes of the SDK, and nothing else of it.
+//!
+//! Guarantees: no retries and no timeouts of the SDK's own (the caller has both); no request body in the SDK's trace
+//! events; an answer without what it must have is an error. Refuses to know: which KEK may be used for what.
+//! SECURITY, what stays on the heap: our copy of an unwrapped DEK is wiped, and the DEK to wrap is copied out of locked
+//! memory once, into the SDK's request. The SDK frees without wiping: that copy, the request and answer bodies (the DEK
+//! in base64) and TLS buffers. They are short-lived, once per wrap or unwrap, and in memory that is left out of dumps.
+//! SPEC: AWS KMS API Reference, Encrypt, Decrypt, DescribeKey.
+
+use super::error::{KmsError, Op};
+use super::key_name::KeyArn;
+use super::settings::AwsSettings;
+use crate::core::annotation::WrappedDek;
+use crate::core::context::WrapContext;
+use crate::core::dek::DekBytes;
+use crate::core::fault::Reason;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_kms::config::StalledStreamProtectionConfig;
+use aws_sdk_kms::config::interceptors::BeforeTransmitInterceptorContextMut;
+use aws_sdk_kms::config::retry::RetryConfig;
+use aws_sdk_kms::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_kms::error::BoxError;
+use aws_sdk_kms::operation::RequestId;
+use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::KeyState;
+use aws_smithy_types::body::SdkBody;
+use std::collections::HashMap;
+use zeroize::Zeroizing;
+
+/// What a call returned, with AWS's id of the request.
+#[derive(Debug)]
+pub(super) struct Answer<T> {
+    pub(super) value: T,
+    pub(super) request_id: Option<String>,
+}
+
+/// What Encrypt returned.
+#[derive(Debug)]
+pub(super) struct Encrypted {
+    pub(super) dek: WrappedDek,
+    pub(super) key: KeyArn,
+}
+
+/// What Decrypt returned.
+#[derive(Debug)]
+pub(super) struct Decrypted {
+    pub(super) dek: DekBytes,
+    /// Empty where a key has none.
+    pub(super) material: String,
+}
+
+/// A client of AWS KMS in one region.
+#[derive(Clone, Debug)]
+pub(super) struct KmsClient(aws_sdk_kms::Client);
+
+impl KmsClient {
+    /// Builds it; nothing goes over the network before the first call.
+    pub(super) fn new(settings: &AwsSettings, region: &str, sdk: &SdkConfig) -> Self {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(settings.connect_timeout())
+            .disable_read_timeout()
+            .disable_operation_timeout()
+            .disable_operation_attempt_timeout()
+            .build();
+        let mut config = aws_sdk_kms::config::Builder::from(sdk)
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(region.to_owned()))
+            .retry_config(RetryConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .timeout_config(timeouts)
+            .interceptor(OpaqueRequestBody);
+        if let Some(endpoint) = settings.endpoint() {
+            config = config.endpoint_url(endpoint);
+        }
+        Self(aws_sdk_kms::Client::from_conf(config.build()))
+    }
+
+    /// Encrypts a DEK under this key (any form of name).
+    pub(super) async fn encrypt(
+        &self,
+        key: &str,
+        dek: &DekBytes,
+        context: &WrapContext,
+    ) -> Result<Answer<Encrypted>, KmsError> {
+        let call = self
+            .0
+            .encrypt()
+            .key_id(key)
+            .plaintext(Blob::new(dek.expose_bytes().to_vec()))
+            .set_encryption_context(Some(pairs(context)));
+        let answer = call.send().await.map_err(|error| KmsError::from_sdk(Op::Encrypt, &error))?;
+        let request_id = answer.request_id().map(str::to_owned);
+        let broken =
+            |what: &str| KmsError::local(Op::Encrypt, Reason::Invariant, what).with_request_id(request_id.as_deref());
+        let key = answer.key_id.as_deref().and_then(KeyArn::parse).ok_or_else(|| broken("no key ARN in the answer"))?;
+        let blob = answer.ciphertext_blob.map(Blob::into_inner).unwrap_or_default();
+        let dek = WrappedDek::parse(blob).map_err(|_| broken("no ciphertext in the answer, or over 8 KiB of it"))?;
+        Ok(Answer { value: Encrypted { dek, key }, request_id })
+    }
+
+    /// Decrypts a DEK that was encrypted under exactly this key.
+    pub(super) async fn decrypt(
+        &self,
+        key: &KeyArn,
+        dek: &WrappedDek,
+        context: &WrapContext,
+    ) -> Result<Answer<Decrypted>, KmsError> {
+        let call = self
+            .0
+            .decrypt()
+            // SECURITY: without KeyId the KMS would use whatever key the blob names, any account's.
+            .key_id(key.as_str())
+            .ciphertext_blob(Blob::new(dek.as_bytes()))
+            .set_encryption_context(Some(pairs(context)));
+        let mut answer = call.send().await.map_err(|error| KmsError::from_sdk(Op::Decrypt, &error))?;
+        let plaintext = answer.plaintext.take().map(|blob| Zeroizing::new(blob.into_inner()));
+        let request_id = answer.request_id().map(str::to_owned);
+        let refuse =
+            |reason, what: &str| KmsError::local(Op::Decrypt, reason, what).with_request_id(request_id.as_deref());
+        if answer.key_id.as_deref() != Some(key.as_str()) {
+            return Err(refuse(Reason::WrappedDekRejected, "the answer is from another key than the one asked for"));
+        }
+        let plaintext = plaintext.ok_or_else(|| refuse(Reason::Invariant, "no plaintext in the answer"))?;
+        let dek = DekBytes::copy_from(&plaintext).map_err(|fault| refuse(fault.reason(), &fault.causes()))?;
+        Ok(Answer { value: Decrypted { dek, material: answer.key_material_id.unwrap_or_default() }, request_id })
+    }
+
+    /// Asks for the state of a key.
+    pub(super) async fn key_state(&self, key: &str) -> Result<Answer<KeyState>, KmsError> {
+        let answer = self
+            .0
+            .describe_key()
+            .key_id(key)
+            .send()
+            .await
+            .map_err(|error| KmsError::from_sdk(Op::DescribeKey, &error))?;
+        let request_id = answer.request_id().map(str::to_owned);
+        let state = answer.key_metadata.and_then(|metadata| metadata.key_state).ok_or_else(|| {
+            KmsError::local(Op::DescribeKey, Reason::KekUnusable, "no key state in the answer")
+                .with_request_id(request_id.as_deref())
+        })?;
+        Ok(Answer { value: state, request_id })
+    }
+}
+
+fn pairs(context: &WrapContext) -> HashMap<String, String> {
+    context.pairs().iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// SECURITY: at trace level the SDK logs a request with `Debug`, and that of a body in memory prints it: an Encrypt's has
+/// the DEK. A boxed body prints nothing. INVARIANT: the test `nothing_secret_is_logged_at_trace_level`.
+#[derive(Debug)]
+struct OpaqueRequestBody;
+
+impl Intercept for OpaqueRequestBody {
+    fn name(&self) -> &'static str {
+        "OpaqueRequestBody"
+    }
+
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let body = context.request_mut().body_mut();
+        let clear = std::mem::replace(body, SdkBody::taken());
+        *body = SdkBody::from_body_1_x(clear);
+        Ok(())
+    }
+}

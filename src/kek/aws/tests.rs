@@ -1,0 +1,375 @@
+//! The provider against a scripted KMS on a loopback socket: what goes over the wire, and what becomes of each answer.
+//!
+//! Credentials are always given, so that the SDK looks for none; nothing leaves this host. The conformance suite has a
+//! KMS that keeps keys; this one only says its lines.
+
+use super::*;
+use crate::core::port::Entropy;
+use crate::core::uid::Uid;
+use aws_credential_types::Credentials;
+use aws_credential_types::credential_fn::provide_credentials_fn;
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_credential_types::provider::error::CredentialsError;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+const ARN: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+const OTHER: &str = "arn:aws:kms:eu-central-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321";
+const THEIRS: &str = "arn:aws:kms:eu-central-1:444455556666:key/0987dcba-09fe-87dc-65ba-ab0987654321";
+const DEK: [u8; 32] = *b"CANARY-dek-bytes-0123456789-END!";
+
+/// What the KMS does with the next request.
+#[derive(Clone)]
+enum Line {
+    Say(u16, Value),
+    Hang,
+}
+
+type Heard = Arc<Mutex<Vec<(String, Value)>>>;
+
+/// A KMS that says its lines in order, and what it heard: operation and body.
+async fn scripted(lines: Vec<Line>) -> (String, Heard) {
+    let heard = Heard::default();
+    let lines = Arc::new(Mutex::new(VecDeque::from(lines)));
+    let (log, listener) = (heard.clone(), tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let app = axum::Router::new().fallback(move |headers: HeaderMap, body: Bytes| async move {
+        let op = headers["x-amz-target"].to_str().unwrap().trim_start_matches("TrentService.").to_owned();
+        let number = {
+            let mut log = log.lock().unwrap();
+            log.push((op, serde_json::from_slice(&body).unwrap()));
+            log.len()
+        };
+        let line = lines.lock().unwrap().pop_front();
+        match line {
+            Some(Line::Say(status, body)) => {
+                let id = [("x-amzn-requestid", format!("request-{number}"))];
+                (StatusCode::from_u16(status).unwrap(), id, body.to_string())
+            }
+            Some(Line::Hang) | None => std::future::pending().await,
+        }
+    });
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (url, heard)
+}
+
+fn sdk(credentials: SharedCredentialsProvider) -> SdkConfig {
+    SdkConfig::builder().behavior_version(BehaviorVersion::latest()).credentials_provider(credentials).build()
+}
+
+fn kek_at(key: &str, url: &str) -> AwsKek {
+    let settings = AwsSettings::parse(key, Some("eu-central-1"), Some(url)).unwrap();
+    let credentials = Credentials::new("AKIDEXAMPLE", "CANARY-secret-access-key", None, None, "test");
+    AwsKek::connect_with(settings, &sdk(SharedCredentialsProvider::new(credentials))).unwrap()
+}
+
+fn call() -> KekCall {
+    KekCall { timeout: Duration::from_secs(10), uid: Some(Uid::parse("uid-1")) }
+}
+
+fn context() -> WrapContext {
+    WrapContext::new(BTreeMap::from([("cluster".to_owned(), "prod".to_owned())]))
+}
+
+#[derive(Debug)]
+struct Canary;
+
+impl Entropy for Canary {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), Fault> {
+        bytes.copy_from_slice(&DEK);
+        Ok(())
+    }
+}
+
+fn dek() -> DekBytes {
+    DekBytes::generate(&Canary).unwrap()
+}
+
+fn refuse(code: &str) -> Line {
+    Line::Say(400, json!({"__type": code, "message": "said so"}))
+}
+
+fn encrypted(key: &str) -> Line {
+    Line::Say(200, json!({"CiphertextBlob": BASE64.encode(b"wrapped"), "KeyId": key}))
+}
+
+fn decrypted(key: &str) -> Line {
+    Line::Say(200, json!({"Plaintext": BASE64.encode(DEK), "KeyId": key, "KeyMaterialId": "material-7"}))
+}
+
+async fn wrap(kek: &AwsKek) -> Result<Wrapped, Fault> {
+    kek.wrap_dek(&dek(), &context(), &call()).await
+}
+
+async fn unwrap(kek: &AwsKek, arn: &str) -> Result<Unwrapped, Fault> {
+    let named = KekRef::new(KekKind::AWS, arn).unwrap();
+    kek.unwrap_dek(&named, &WrappedDek::parse(b"wrapped".to_vec()).unwrap(), &context(), &call()).await
+}
+
+fn reason<T: fmt::Debug>(outcome: Result<T, Fault>) -> Reason {
+    outcome.unwrap_err().reason()
+}
+
+#[tokio::test]
+async fn wrap_sends_the_configured_name_and_the_context_and_believes_the_arn_in_the_answer() {
+    let (url, heard) = scripted(vec![encrypted(ARN)]).await;
+    let wrapped = wrap(&kek_at("alias/prod", &url)).await.unwrap();
+    assert_eq!(wrapped.kek.as_str(), format!("aws:{ARN}"));
+    assert_eq!(wrapped.dek.as_bytes(), b"wrapped");
+    let sent = json!({
+        "KeyId": "alias/prod", "Plaintext": BASE64.encode(DEK),
+        "EncryptionContext": {"cluster": "prod", "kube-kms": "v1"},
+    });
+    assert_eq!(*heard.lock().unwrap(), [("Encrypt".to_owned(), sent)]);
+}
+
+#[tokio::test]
+async fn unwrap_sends_the_arn_of_the_annotation_and_learns_the_version_from_the_same_answer() {
+    let (url, heard) =
+        scripted(vec![decrypted(OTHER), Line::Say(200, json!({"Plaintext": BASE64.encode(DEK), "KeyId": OTHER}))])
+            .await;
+    let kek = kek_at("alias/prod", &url);
+    let unwrapped = unwrap(&kek, OTHER).await.unwrap();
+    assert!(unwrapped.dek.same_as(&dek()));
+    assert_eq!(unwrapped.version.kek.identity(), OTHER);
+    assert_eq!(unwrapped.version.version, "material-7");
+    assert_eq!(unwrap(&kek, OTHER).await.unwrap().version.version, "", "a key without material ids");
+    let sent = json!({
+        "KeyId": OTHER, "CiphertextBlob": BASE64.encode(b"wrapped"),
+        "EncryptionContext": {"cluster": "prod", "kube-kms": "v1"},
+    });
+    assert_eq!(heard.lock().unwrap()[0], ("Decrypt".to_owned(), sent));
+}
+
+#[tokio::test]
+async fn an_answer_to_decrypt_from_another_key_or_of_another_length_is_rejected() {
+    let (url, _) = scripted(vec![
+        decrypted(OTHER),
+        Line::Say(200, json!({"Plaintext": BASE64.encode(DEK)})),
+        Line::Say(200, json!({"Plaintext": BASE64.encode(b"short"), "KeyId": ARN})),
+        Line::Say(200, json!({"KeyId": ARN})),
+    ])
+    .await;
+    let kek = kek_at(ARN, &url);
+    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::WrappedDekRejected, "another key");
+    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::WrappedDekRejected, "no key");
+    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::WrappedDekRejected, "five bytes");
+    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::Invariant, "no plaintext");
+}
+
+#[tokio::test]
+async fn an_answer_to_encrypt_without_a_key_arn_breaks_an_invariant() {
+    let alias = "arn:aws:kms:eu-central-1:111122223333:alias/prod";
+    let (url, _) = scripted(vec![
+        encrypted(alias),
+        encrypted("1234abcd-12ab-34cd-56ef-1234567890ab"),
+        Line::Say(200, json!({"CiphertextBlob": BASE64.encode(b"wrapped")})),
+        Line::Say(200, json!({"KeyId": ARN})),
+    ])
+    .await;
+    let kek = kek_at("alias/prod", &url);
+    for case in ["an alias", "an id", "nothing", "no ciphertext"] {
+        assert_eq!(reason(wrap(&kek).await), Reason::Invariant, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_from_a_key_that_may_not_unwrap_is_refused() {
+    let (url, _) = scripted(vec![encrypted(OTHER)]).await;
+    let fault = wrap(&kek_at(ARN, &url)).await.unwrap_err();
+    assert_eq!(fault.reason(), Reason::KekUnusable);
+    assert!(fault.causes().contains(OTHER), "{}", fault.causes());
+}
+
+#[tokio::test]
+async fn a_kek_that_the_configuration_does_not_allow_is_never_asked_for() {
+    let (url, heard) = scripted(vec![]).await;
+    let kek = kek_at(ARN, &url);
+    assert_eq!(reason(unwrap(&kek, OTHER).await), Reason::KekNotConfigured);
+    assert!(heard.lock().unwrap().is_empty());
+    assert!(!kek.may_unwrap(&KekRef::parse(format!("local:{ARN}").as_bytes()).unwrap()));
+    assert!(!kek.may_unwrap(&KekRef::parse(b"aws:1234abcd-12ab-34cd-56ef-1234567890ab").unwrap()));
+}
+
+#[tokio::test]
+async fn the_account_of_an_alias_is_learned_from_encrypt_and_not_from_decrypt() {
+    let (url, _) = scripted(vec![decrypted(THEIRS), encrypted(ARN)]).await;
+    let kek = kek_at("alias/prod", &url);
+    let (ours, theirs) = (KekRef::new(KekKind::AWS, OTHER).unwrap(), KekRef::new(KekKind::AWS, THEIRS).unwrap());
+    assert!(kek.may_unwrap(&ours) && kek.may_unwrap(&theirs), "the account is not known yet");
+    unwrap(&kek, THEIRS).await.unwrap();
+    assert!(kek.may_unwrap(&ours) && kek.may_unwrap(&theirs), "an annotation taught it an account");
+    wrap(&kek).await.unwrap();
+    assert!(kek.may_unwrap(&ours) && !kek.may_unwrap(&theirs));
+}
+
+#[tokio::test]
+async fn a_kms_that_hangs_is_a_deadline_in_time() {
+    let (url, _) = scripted(vec![Line::Hang]).await;
+    let (kek, watch) = (kek_at(ARN, &url), Stopwatch::start());
+    let short = KekCall { timeout: Duration::from_millis(200), uid: None };
+    assert_eq!(reason(kek.wrap_dek(&dek(), &context(), &short).await), Reason::Deadline);
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+}
+
+#[tokio::test]
+async fn a_describe_key_that_hangs_is_a_deadline_within_the_same_time() {
+    let (url, heard) = scripted(vec![refuse("KMSInvalidStateException"), Line::Hang]).await;
+    let (kek, watch) = (kek_at(ARN, &url), Stopwatch::start());
+    let short = KekCall { timeout: Duration::from_millis(500), uid: None };
+    assert_eq!(reason(kek.wrap_dek(&dek(), &context(), &short).await), Reason::Deadline);
+    assert!(watch.elapsed() < Duration::from_secs(2), "{:?}", watch.elapsed());
+    assert_eq!(heard.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_unreachable() {
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let fault = wrap(&kek_at(ARN, &format!("http://{closed}"))).await.unwrap_err();
+    assert_eq!(fault.reason(), Reason::KmsUnreachable);
+    assert!(fault.causes().contains("onnection refused"), "{}", fault.causes());
+}
+
+#[tokio::test]
+async fn a_failure_is_not_retried_here_and_carries_what_aws_said() {
+    let (url, heard) = scripted(vec![Line::Say(500, json!({"__type": "KMSInternalException"}))]).await;
+    let fault = wrap(&kek_at(ARN, &url)).await.unwrap_err();
+    assert_eq!(fault.reason(), Reason::KmsUnreachable);
+    assert_eq!(heard.lock().unwrap().len(), 1);
+    let causes = fault.causes();
+    assert!(causes.contains("KMSInternalException") && causes.contains("request-1"), "{causes}");
+    assert!(!fault.to_string().contains("KMSInternalException"), "the wire's text");
+}
+
+#[tokio::test]
+async fn codes_on_the_wire_are_classified_by_operation() {
+    let wrapping = [
+        ("com.amazonaws.kms#DisabledException", Reason::KekDisabled),
+        ("NotFoundException", Reason::KekGone),
+        ("ValidationException", Reason::KekUnusable),
+        ("AccessDeniedException", Reason::PolicyDenied),
+        ("ThrottlingException", Reason::KmsThrottled),
+    ];
+    for (code, expected) in wrapping {
+        let (url, _) = scripted(vec![refuse(code)]).await;
+        assert_eq!(reason(wrap(&kek_at(ARN, &url)).await), expected, "{code}");
+    }
+    for code in ["IncorrectKeyException", "InvalidCiphertextException", "ValidationException"] {
+        let (url, _) = scripted(vec![refuse(code)]).await;
+        assert_eq!(reason(unwrap(&kek_at(ARN, &url), ARN).await), Reason::WrappedDekRejected, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn an_invalid_state_is_settled_by_describe_key() {
+    let state = |name: &str| Line::Say(200, json!({"KeyMetadata": {"KeyId": "x", "KeyState": name}}));
+    let table = [
+        (state("PendingDeletion"), Reason::KekPendingDeletion),
+        (state("PendingReplicaDeletion"), Reason::KekPendingDeletion),
+        (state("PendingImport"), Reason::KekMaterialGone),
+        (state("Disabled"), Reason::KekDisabled),
+        (state("Unavailable"), Reason::KmsUnreachable),
+        (state("Creating"), Reason::KmsUnreachable),
+        (state("Updating"), Reason::KmsUnreachable),
+        (state("Enabled"), Reason::KmsUnreachable),
+        (state("SomethingNew"), Reason::KekUnusable),
+        (refuse("AccessDeniedException"), Reason::KekUnusable),
+        (refuse("KMSInvalidStateException"), Reason::KekUnusable),
+        (refuse("ThrottlingException"), Reason::KmsThrottled),
+        (refuse("NotFoundException"), Reason::KekGone),
+    ];
+    for (answer, expected) in table {
+        let (url, heard) = scripted(vec![refuse("KMSInvalidStateException"), answer]).await;
+        let fault = unwrap(&kek_at("alias/prod", &url), OTHER).await.unwrap_err();
+        assert_eq!(fault.reason(), expected, "{}", fault.causes());
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard.len(), 2);
+        assert_eq!(heard[1], ("DescribeKey".to_owned(), json!({"KeyId": OTHER})));
+        let refused = fault.causes().contains("AccessDenied");
+        assert_eq!(refused, fault.causes().contains("permission kms:DescribeKey") && refused);
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_are_not_there_are_rejected_and_those_that_fail_to_come_are_waited_for() {
+    let failing = |make: fn() -> CredentialsError| {
+        let settings = AwsSettings::parse(ARN, None, Some("http://127.0.0.1:9")).unwrap();
+        let provider = SharedCredentialsProvider::new(provide_credentials_fn(move || async move { Err(make()) }));
+        AwsKek::connect_with(settings, &sdk(provider)).unwrap()
+    };
+    let none = failing(|| CredentialsError::not_loaded("no providers in chain provided credentials"));
+    assert_eq!(reason(wrap(&none).await), Reason::CredentialsRejected);
+    let broken = failing(|| CredentialsError::invalid_configuration("syntax error"));
+    assert_eq!(reason(wrap(&broken).await), Reason::CredentialsRejected);
+    let away = failing(|| CredentialsError::provider_error("503 from STS"));
+    let fault = wrap(&away).await.unwrap_err();
+    assert_eq!(fault.reason(), Reason::KmsUnreachable);
+    assert!(fault.causes().contains("503 from STS"), "{}", fault.causes());
+}
+
+#[tokio::test]
+async fn connecting_needs_a_region_and_no_network() {
+    let settings = AwsSettings::parse("alias/prod", None, None).unwrap();
+    let fault = AwsKek::connect_with(settings.clone(), &SdkConfig::builder().build()).unwrap_err();
+    assert_eq!(fault.reason(), Reason::KekUnusable);
+    assert!(fault.causes().contains("AWS_REGION"), "{}", fault.causes());
+    let clear = SdkConfig::builder().region(Region::new("eu-central-1")).endpoint_url("http://kms.example").build();
+    assert_eq!(reason(AwsKek::connect_with(settings, &clear)), Reason::KekUnusable);
+
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let settings = AwsSettings::parse(ARN, None, Some(&format!("http://{closed}"))).unwrap();
+    let kek = AwsKek::connect(settings).await.unwrap();
+    assert_eq!(kek.region(), "eu-central-1");
+}
+
+/// A log that everything is written to, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn nothing_secret_is_logged_at_trace_level() {
+    let log = Log::default();
+    let (writer, cut) = (log.clone(), json!({"Plaintext": BASE64.encode(DEK), "KeyId": ARN}).to_string());
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    // The last answer is damaged, so that whatever the SDK says of an answer that it cannot read is looked at too.
+    let damaged = Line::Say(200, Value::String(cut));
+    let (url, _) = scripted(vec![encrypted(ARN), decrypted(ARN), refuse("DisabledException"), damaged]).await;
+    let kek = kek_at(ARN, &url);
+    let _ = wrap(&kek).await.unwrap();
+    let _ = unwrap(&kek, ARN).await.unwrap();
+    assert_eq!(reason(wrap(&kek).await), Reason::KekDisabled);
+    let damaged = unwrap(&kek, ARN).await.unwrap_err();
+    drop(guard);
+
+    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned() + &damaged.causes() + &format!("{kek:?}");
+    assert!(text.contains("transmitting request"), "the log does not have the SDK's trace events");
+    for id in ["aws_request_id=\"request-1\"", "aws_request_id=\"request-3\"", "uid=uid-1", "outcome=\"kek-disabled\""]
+    {
+        assert!(text.contains(id), "{id} is missing");
+    }
+    for canary in ["CANARY".to_owned(), BASE64.encode(DEK), hex::encode(DEK)] {
+        let at = text.find(&canary).map(|at| text.get(at.saturating_sub(300)..at + 60).map(str::to_owned));
+        assert_eq!(at, None, "a secret is in the log");
+    }
+}
