@@ -123,7 +123,8 @@ struct KeyShape<'a> {
 impl<'a> KeyShape<'a> {
     fn parse(key: &'a str) -> Option<Self> {
         let Some(arn) = key.strip_prefix("arn:") else {
-            return (is_key_id(key) || key.strip_prefix("alias/").is_some_and(is_alias)).then_some(Self { region: None });
+            return (is_key_id(key) || key.strip_prefix("alias/").is_some_and(is_alias))
+                .then_some(Self { region: None });
         };
         let parts: Vec<&str> = arn.splitn(5, ':').collect();
         let [partition, "kms", region, account, resource] = parts.as_slice() else { return None };
@@ -225,7 +226,9 @@ mod tests {
 
     #[test]
     fn http_is_for_this_host_only() {
-        for ok in ["https://kms.eu-central-1.amazonaws.com", "http://127.0.0.1:5000", "http://[::1]:1", "http://localhost"] {
+        for ok in
+            ["https://kms.eu-central-1.amazonaws.com", "http://127.0.0.1:5000", "http://[::1]:1", "http://localhost"]
+        {
             assert_eq!(endpoint_fault(ok), None, "{ok}");
         }
         for bad in [

@@ -65,9 +65,11 @@ fn config(tree: &Value, problems: &Problems) -> Option<Config> {
 
 fn listen(section: &Section<'_>) -> Listen {
     let socket = section.text("socket").unwrap_or("/run/kube-kms/kms.sock").to_owned();
-    let mode = match section.text_or_empty("mode") {
-        Some(digits) => mode(section, digits),
-        None => MODE_DEFAULT,
+    let mode = if section.is_number("mode") {
+        section.problem("mode", "expected octal digits in quotes, found a number", "600 is not 0600; write \"0600\"");
+        MODE_DEFAULT
+    } else {
+        section.text_or_empty("mode").map_or(MODE_DEFAULT, |digits| mode(section, digits))
     };
     Listen { socket, mode, allow_uids: allow_uids(section) }
 }
@@ -130,7 +132,11 @@ fn refuse_recovery(section: &Section<'_>) {
 
 fn refuse_otlp(section: &Section<'_>) {
     if section.text_or_empty("endpoint").is_some_and(|endpoint| !endpoint.is_empty()) {
-        section.problem("endpoint", "OTLP export is not in this version yet", "leave it empty; metrics are at http.listen");
+        section.problem(
+            "endpoint",
+            "OTLP export is not in this version yet",
+            "leave it empty; metrics are at http.listen",
+        );
     }
 }
 

@@ -50,7 +50,6 @@ fn read_text(path: &Path) -> Result<String, ConfigError> {
     if bytes.len() > tree::SIZE_MAX {
         return Err(tree::too_large());
     }
-    String::from_utf8(bytes).map_err(|e| {
-        ConfigError::about("", format!("is not UTF-8 text (byte {})", e.utf8_error().valid_up_to()), "")
-    })
+    String::from_utf8(bytes)
+        .map_err(|e| ConfigError::about("", format!("is not UTF-8 text (byte {})", e.utf8_error().valid_up_to()), ""))
 }

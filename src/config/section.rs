@@ -189,6 +189,11 @@ impl<'a> Section<'a> {
         self.value(name).and_then(Value::as_str) == Some(word)
     }
 
+    /// Whether the key is there and has a number.
+    pub(super) fn is_number(&self, name: &str) -> bool {
+        self.value(name).is_some_and(Value::is_number)
+    }
+
     /// Pairs of text.
     pub(super) fn pairs(&self, name: &str) -> BTreeMap<String, String> {
         let mut pairs = BTreeMap::new();
