@@ -1,1 +1,55 @@
-//! x
+//! The configuration file: YAML in, [`Config`] out, or every mistake at once.
+//!
+//! Text becomes a tree ([`tree`]), the tree is walked section by section ([`section`], [`lift`], [`kek`]) and lifted
+//! into the model: what is built holds every rule, and nothing is validated later. [`KEYS`] lists every key and is held
+//! to docs/configuration.md by tests. Refuses to know: the socket, the KMS, the environment.
+
+mod kek;
+mod key;
+mod lift;
+mod model;
+mod problem;
+mod section;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use key::{Change, KEYS, Key};
+pub use model::{AwsKekConfig, Config, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel};
+pub use problem::{ConfigError, Problem};
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Reads and parses the file.
+///
+/// # Errors
+/// Every problem, each with the file's path: it cannot be read, is not UTF-8, and all of [`parse`].
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    read_text(path).and_then(|text| parse(&text)).map_err(|e| e.in_file(path))
+}
+
+/// Parses a configuration.
+///
+/// # Errors
+/// Every problem: not YAML (then only that one, with line and column), unknown keys, wrong types, bounds, rules that
+/// span keys. No value of the text is ever part of one.
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    let tree = tree::read(text)?;
+    lift::lift(&tree).map_err(ConfigError::new)
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |e: std::io::Error| ConfigError::about("", format!("cannot be read: {e}"), "");
+    let limit = u64::try_from(tree::SIZE_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(unreadable)?.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    // A character cut in two by the limit must not hide that the file is too large.
+    if bytes.len() > tree::SIZE_MAX {
+        return Err(tree::too_large());
+    }
+    String::from_utf8(bytes)
+        .map_err(|e| ConfigError::about("", format!("is not UTF-8 text (byte {})", e.utf8_error().valid_up_to()), ""))
+}
