@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let config = config::load(&path).map_err(|problems| super::configuration_failure(&problems))?;
     let base = std::env::current_dir().unwrap_or_default();
     let address = SocketAddress::parse(&config.listen.socket, &base).map_err(|e| {
-        Failure::new(Exit::Configuration, "listen.socket is not the address of a unix socket").because(&e).hint(e.hint())
+        Failure::new(Exit::Configuration, "listen.socket is not the address of a unix socket").because(&e)
     })?;
     let watch = Stopwatch::start();
     let candidate = super::runtime()?.block_on(try_kek(&config))?;
@@ -82,9 +82,9 @@ async fn try_kek(config: &Config) -> Result<Candidate, Failure> {
         _ => Failure::new(Exit::Configuration, error.to_string()),
     })?;
     let clock = MonotonicClock::new();
-    prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved).await.map_err(|fault| {
-        Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault).hint(advice(&fault))
-    })
+    prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved)
+        .await
+        .map_err(|fault| Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault).hint(advice(&fault)))
 }
 
 fn advice(fault: &Fault) -> &'static str {

@@ -2,17 +2,19 @@
 
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
-use crate::kek::local::operation;
 use crate::kek::local::KeyringError;
+use crate::kek::local::operation;
 use crate::os::{OsEntropy, wall_clock};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
-#[command(after_help = "A rotation:\n  kube-kms keyring add --file F                 # on one node, then copy F to all nodes\n  \
+#[command(
+    after_help = "A rotation:\n  kube-kms keyring add --file F                 # on one node, then copy F to all nodes\n  \
 kube-kms keyring promote --file F VERSION     # then copy F to all nodes again\n  \
-kube-kms keyring retire --file F VERSION      # when nothing in etcd or in a backup needs it any more")]
+kube-kms keyring retire --file F VERSION      # when nothing in etcd or in a backup needs it any more"
+)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     operation: Operation,
@@ -109,7 +111,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             done(file, "add", None, version, text);
         }
         Operation::Promote(change) => {
-            let promoted = operation::promote(&change.file.file, &change.version).map_err(|e| failure("changed", &e))?;
+            let promoted =
+                operation::promote(&change.file.file, &change.version).map_err(|e| failure("changed", &e))?;
             let text = format!(
                 "version {} wraps from now on; {} still unwraps\nrunning plugins report the new key_id within two probes",
                 promoted.to, promoted.from

@@ -85,9 +85,8 @@ struct DecryptReport {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let base = std::env::current_dir().unwrap_or_default();
-    let address = SocketAddress::parse(&arguments.socket, &base).map_err(|e| {
-        Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e).hint(e.hint())
-    })?;
+    let address = SocketAddress::parse(&arguments.socket, &base)
+        .map_err(|e| Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e))?;
     let report = super::runtime()?.block_on(probe(&address, arguments.timeout))?;
     match arguments.output {
         Format::Json => output::json(&report),
@@ -119,16 +118,10 @@ async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Fai
     }
     check_key_id("Status", &status.key_id, &mut problems);
     let key_id_hash = KeyId::parse(status.key_id.clone()).map(|k| k.metric_hash()).unwrap_or_default();
-    let status = StatusReport {
-        version: status.version,
-        healthz: status.healthz,
-        key_id: status.key_id,
-        key_id_hash,
-        micros,
-    };
+    let status =
+        StatusReport { version: status.version, healthz: status.healthz, key_id: status.key_id, key_id_hash, micros };
 
-    let seed = DekBytes::generate(&OsEntropy)
-        .map_err(|fault| Failure::of_fault("a seed cannot be made", &fault))?;
+    let seed = DekBytes::generate(&OsEntropy).map_err(|fault| Failure::of_fault("a seed cannot be made", &fault))?;
     let watch = Stopwatch::start();
     let sealed = client.encrypt(seed.expose_bytes().to_vec(), new_uid()).await;
     let micros_encrypt = self::micros(watch);
@@ -147,7 +140,7 @@ async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Fai
     let micros = self::micros(watch);
     let decrypt = match opened {
         Ok(opened) => {
-            let same_plaintext = opened.plaintext.ct_eq(seed.expose_bytes()).into();
+            let same_plaintext: bool = opened.plaintext.ct_eq(seed.expose_bytes()).into();
             if !same_plaintext {
                 problems.push("Decrypt returned other bytes than were given to Encrypt".to_owned());
             }
@@ -173,7 +166,8 @@ fn check_sealed(sealed: &EncryptResponse, status_key_id: &str, problems: &mut Ve
         problems.push("Encrypt.key_id differs from Status.key_id: kube-apiserver throws the answer away".to_owned());
     }
     if sealed.ciphertext.is_empty() || sealed.ciphertext.len() > limit::CIPHERTEXT_MAX {
-        problems.push(format!("Encrypt.ciphertext has {} bytes; kube-apiserver takes 1 to 1024", sealed.ciphertext.len()));
+        problems
+            .push(format!("Encrypt.ciphertext has {} bytes; kube-apiserver takes 1 to 1024", sealed.ciphertext.len()));
     }
     let total = annotations_size(sealed);
     if total > limit::ANNOTATIONS_MAX {
@@ -208,7 +202,10 @@ fn report_sealed(sealed: &EncryptResponse, micros: u64) -> EncryptReport {
         .map(|(name, value)| AnnotationReport {
             name: name.clone(),
             bytes: value.len(),
-            text: std::str::from_utf8(value).ok().filter(|t| t.chars().all(|c| c.is_ascii_graphic())).map(str::to_owned),
+            text: std::str::from_utf8(value)
+                .ok()
+                .filter(|t| t.chars().all(|c| c.is_ascii_graphic()))
+                .map(str::to_owned),
         })
         .collect();
     let bytes_per_object = FRAMING
@@ -227,9 +224,10 @@ fn report_sealed(sealed: &EncryptResponse, micros: u64) -> EncryptReport {
 
 fn refused(rpc: &str, status: &Status) -> Failure {
     let exit = match status.code() {
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::ResourceExhausted | tonic::Code::Cancelled => {
-            Exit::Unreachable
-        }
+        tonic::Code::Unavailable
+        | tonic::Code::DeadlineExceeded
+        | tonic::Code::ResourceExhausted
+        | tonic::Code::Cancelled => Exit::Unreachable,
         tonic::Code::PermissionDenied | tonic::Code::FailedPrecondition => Exit::Refused,
         _ => Exit::Failed,
     };
@@ -264,7 +262,10 @@ fn print(report: &Report) {
             e.micros, e.plaintext_bytes, e.ciphertext_bytes, e.bytes_per_object
         ));
         for a in &e.annotations {
-            output::line(format!("                     {} {} bytes {}", a.name, a.bytes, a.text.as_deref().unwrap_or("")).trim_end());
+            output::line(
+                format!("                     {} {} bytes {}", a.name, a.bytes, a.text.as_deref().unwrap_or(""))
+                    .trim_end(),
+            );
         }
     }
     if let Some(d) = &report.decrypt {
@@ -286,12 +287,31 @@ mod tests {
     #[test]
     fn annotation_names_are_judged_as_kube_apiserver_judges_them() {
         // SPEC: the lists of TestValidateAnnotations and of apimachinery's own tests (contract.md 4).
-        for good in ["a.com", "k8s.io", "dev.k8s.io.", "10.0.0.1", &format!("{}.io", "a".repeat(63)), "dek.kube-kms", "dek.r1.kube-kms"] {
+        for good in [
+            "a.com",
+            "k8s.io",
+            "dev.k8s.io.",
+            "10.0.0.1",
+            &format!("{}.io", "a".repeat(63)),
+            "dek.kube-kms",
+            "dek.r1.kube-kms",
+        ] {
             assert!(is_fqdn(good), "{good}");
         }
         for bad in [
-            "com", ".com", ".", "", "Dev.k8s.io", "*.bar.com", "underscores_are_bad.k8s.io", "foo@bar.example.com",
-            "http://foo.example.com", "kms.example.io/x", "-a.com", "a-.com", &format!("{}.io", "a".repeat(64)),
+            "com",
+            ".com",
+            ".",
+            "",
+            "Dev.k8s.io",
+            "*.bar.com",
+            "underscores_are_bad.k8s.io",
+            "foo@bar.example.com",
+            "http://foo.example.com",
+            "kms.example.io/x",
+            "-a.com",
+            "a-.com",
+            &format!("{}.io", "a".repeat(64)),
             &format!("{}.io", "a.".repeat(126)),
         ] {
             assert!(!is_fqdn(bad), "{bad}");

@@ -34,10 +34,10 @@ fn failure(error: &StartError) -> Failure {
     let what = "kube-kms cannot serve";
     match error {
         StartError::Config(problems) => super::configuration_failure(problems),
-        StartError::Address(e) => Failure::new(Exit::Configuration, what).because(error).hint(e.hint()),
-        StartError::AllowUids(_) => {
-            Failure::new(Exit::Configuration, what).because(error).hint("name the user that runs kube-apiserver, mostly 0")
-        }
+        StartError::Address(_) => Failure::new(Exit::Configuration, what).because(error),
+        StartError::AllowUids(_) => Failure::new(Exit::Configuration, what)
+            .because(error)
+            .hint("name the user that runs kube-apiserver, mostly 0"),
         StartError::Kek { fault, .. } => {
             let failure = Failure::new(Exit::Configuration, what).cause(error.to_string()).cause(fault.to_string());
             let causes = fault.causes();

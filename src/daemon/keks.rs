@@ -33,7 +33,7 @@ async fn entry(config: &KekConfig, entropy: &Arc<dyn Entropy>) -> Result<KekEntr
 #[cfg(feature = "aws")]
 async fn connect_aws(config: &AwsKekConfig) -> Result<Arc<dyn Kek>, Fault> {
     use crate::core::fault::Reason;
-    use crate::kek::aws::{AwsKek, AwsSettings};
+    use crate::kek::aws::{AwsKek, settings::AwsSettings};
 
     let settings = AwsSettings::parse(&config.key, config.region.as_deref(), config.endpoint.as_deref())
         .map_err(|e| Fault::caused_by(Reason::KekUnusable, e))?;

@@ -29,11 +29,12 @@ use crate::transport::peer::{AllowedUids, NobodyAllowed};
 use crate::transport::socket::{self, BindError, BoundSocket, Takeover};
 use crate::transport::systemd::{self, ActivationError};
 use pages::HealthPages;
-use signal::Signals;
+use signal::{Signals, Wish};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
 
 /// How long running calls may take to end after SIGTERM; kube-apiserver's own deadline is 3 s.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -48,6 +49,9 @@ pub struct Options {
     /// Bind although another instance is listening there.
     pub take_over: bool,
 }
+
+/// How serving ended.
+type Served = Result<(), tonic::transport::Error>;
 
 /// Told once, when the first write state is there.
 pub type OnReady = Box<dyn FnOnce(&Ready) + Send>;
@@ -99,8 +103,7 @@ pub enum StartError {
 /// [`StartError`], before anything is served.
 pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartError> {
     let config = config::load(&options.config)?;
-    let log_level = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level))
-        .map_err(|e| StartError::System(e.to_string()))?;
+    let log_level = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
     tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
     report_hardening();
     // Before there are threads: the socket's umask is process-wide, and activation takes variables from the environment.
@@ -136,7 +139,7 @@ fn bind(config: &Config, take_over: bool) -> Result<BoundSocket, StartError> {
     }
     let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let address = SocketAddress::parse(&config.listen.socket, &base)?;
-    let existing = if take_over { Takeover::Allowed } else { Takeover::Refused };
+    let existing = if take_over { Takeover::Displace } else { Takeover::Refuse };
     let bound = socket::bind(address, config.listen.mode, existing)?;
     tracing::info!(target: "kube_kms::daemon", socket = %bound.address(), take_over, "listening");
     Ok(bound)
@@ -181,25 +184,20 @@ async fn serve(
     let mut reloader = reload::Reloader::new(&options.config, config, Arc::clone(&entropy), reloads, log_level);
 
     let (listener, socket_file) = bound.into_parts();
-    let incoming = Incoming::new(listener, allowed, Arc::clone(&clock)).map_err(|e| StartError::System(e.to_string()))?;
+    let incoming =
+        Incoming::new(listener, allowed, Arc::clone(&clock)).map_err(|e| StartError::System(e.to_string()))?;
     let server = KmsServer::new(Arc::clone(&plugin), observer, clock);
-    let mut serving = std::pin::pin!(server.serve(incoming, until(stopped)));
+    // A task of its own: a reload that waits for a KMS must not keep connections waiting.
+    let mut serving = tokio::spawn(server.serve(incoming, until(stopped)));
     systemd::ready(&format!("serving on {endpoint}"));
 
     let ended = loop {
         tokio::select! {
             ended = &mut serving => break ended,
-            () = signals.stop() => {
-                tracing::info!(target: "kube_kms::daemon", limit_secs = DRAIN.as_secs(), "stopping: no new connections, running calls end");
-                systemd::stopping();
-                // Nobody receives when nothing serves any more, and then there is nothing to stop.
-                let _ = stop.send(true);
-                tokio::select! {
-                    ended = tokio::time::timeout(DRAIN, &mut serving) => break ended.unwrap_or(Ok(())),
-                    () = signals.stop() => break Ok(()),
-                }
-            }
-            () = signals.hang_up() => reloader.reload("SIGHUP").await,
+            wish = signals.next() => match wish {
+                Wish::Reload => reloader.reload("SIGHUP").await,
+                Wish::Stop => break drain(&stop, serving, &mut signals).await,
+            },
             () = reloader.file_changed() => reloader.reload("the file changed").await,
         }
     };
@@ -207,7 +205,34 @@ async fn serve(
     plugin.wipe();
     drop(socket_file);
     tracing::info!(target: "kube_kms::daemon", "stopped");
-    ended.map_err(|e| StartError::System(format!("the transport failed: {e}")))
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(StartError::System(format!("the transport failed: {error}"))),
+        Err(error) => Err(StartError::System(format!("the server failed: {error}"))),
+    }
+}
+
+/// No new connections, GOAWAY on the others, and running calls end, within [`DRAIN`] or until a second signal.
+async fn drain(
+    stop: &watch::Sender<bool>,
+    mut serving: JoinHandle<Served>,
+    signals: &mut Signals,
+) -> Result<Served, JoinError> {
+    tracing::info!(
+        target: "kube_kms::daemon", limit_secs = DRAIN.as_secs(), "stopping: no new connections, running calls end"
+    );
+    systemd::stopping();
+    // Nobody receives when nothing serves any more, and then there is nothing to stop.
+    let _ = stop.send(true);
+    let deadline = tokio::time::sleep(DRAIN);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            ended = &mut serving => return ended,
+            () = &mut deadline => return Ok(Ok(())),
+            wish = signals.next() => if wish == Wish::Stop { return Ok(Ok(())) },
+        }
+    }
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

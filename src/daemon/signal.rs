@@ -20,19 +20,25 @@ impl Signals {
         })
     }
 
-    /// Returns when somebody wants an end.
-    pub(super) async fn stop(&mut self) {
+    /// Returns when one of them arrives.
+    ///
+    /// # Cancel safety
+    /// No signal is lost.
+    pub(super) async fn next(&mut self) -> Wish {
         // `None` never comes from a signal of this runtime.
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hang_up.recv() => Wish::Reload,
         }
     }
+}
 
-    /// Returns when somebody wants the configuration read again.
-    pub(super) async fn hang_up(&mut self) {
-        if self.hang_up.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// SIGTERM, SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
 }

@@ -111,11 +111,7 @@ impl Plugin {
         let Parts { keks, settings, clock, entropy, observer } = parts;
         let state =
             if known.is_some() { State::StartingKnown { because: None } } else { State::Starting { because: None } };
-        let keyring = Arc::new(Keyring::new(
-            settings.cache_capacity,
-            settings.cache_ttl,
-            Arc::clone(&observer),
-        ));
+        let keyring = Arc::new(Keyring::new(settings.cache_capacity, settings.cache_ttl, Arc::clone(&observer)));
         Self {
             published: ArcSwap::from_pointee(Published::new(state, None, known, None, None)),
             keks: ArcSwap::from_pointee(keks),

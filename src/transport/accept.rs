@@ -5,8 +5,9 @@
 //! logged, at most one line of each kind per [`LOG_EVERY`]. Refuses to know: gRPC; peers that are not allowed are passed on,
 //! marked, and refused there. SPEC: accept(2), whose errors include those of the connection that is taken.
 
-use super::peer::{AllowedUids, PeerInfo, PeerStream};
+use super::peer::{AllowedUids, PeerStream};
 use crate::core::port::{Clock, Moment};
+use crate::service::peer::Peer;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::pin::Pin;
@@ -103,7 +104,7 @@ impl<L: PollAccept> AcceptLoop<L> {
         }
     }
 
-    fn report_refusal(&mut self, peer: PeerInfo) {
+    fn report_refusal(&mut self, peer: Peer) {
         if let Some(unreported) = self.refusals.admit(self.clock.now()) {
             let (uid, pid) = (peer.uid, peer.pid);
             tracing::warn!(uid, pid, unreported, "refusing calls of a peer whose uid is not in listen.allowUids");

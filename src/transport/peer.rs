@@ -4,6 +4,7 @@
 //! A peer that is not allowed is marked, not cut off, so that the gRPC layer can answer PERMISSION_DENIED in words.
 //! Refuses to know: gRPC, and how connections are accepted. SPEC: unix(7) SO_PEERCRED; contract 15.6.
 
+use crate::service::peer::Peer;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
