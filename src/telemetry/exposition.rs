@@ -181,7 +181,7 @@ fn unescape(text: &str) -> Option<(String, &str)> {
     let mut chars = text.char_indices();
     while let Some((i, c)) = chars.next() {
         match c {
-            '"' => return Some((value, text.get(i + 1..)?)),
+            '"' => return Some((value, text.get(i.checked_add(1)?..)?)),
             '\\' => value.push(match chars.next()?.1 {
                 'n' => '\n',
                 c @ ('"' | '\\') => c,

@@ -405,13 +405,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_ends_in_time_even_when_its_request_trickles() {
+    async fn a_connection_ends_in_time_although_the_time_for_its_head_is_not_over() {
         let connection = Duration::from_millis(200);
         let server = start(Limits { connections: 1, connection, ..LIMITS }, exposition::snapshot()).await;
-        let mut trickling = TcpStream::connect(server.address).await.unwrap();
-        trickling.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        let mut unfinished = TcpStream::connect(server.address).await.unwrap();
+        unfinished.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
         let mut rest = Vec::new();
-        timeout(Duration::from_secs(4), trickling.read_to_end(&mut rest)).await.unwrap().ok();
+        timeout(Duration::from_secs(4), unfinished.read_to_end(&mut rest)).await.unwrap().ok();
         assert_eq!(rest, b"");
     }
 
