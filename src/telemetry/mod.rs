@@ -1,1 +1,14 @@
-//! x
+//! What operators see: [`metrics`], [`log`] lines and the [`http`] pages that show them.
+//!
+//! Guarantees: bounded labels only, no secret and no ARN in any page or metric, and dependencies never log below `warn`.
+//! Refuses to know how anything it counts is done: it receives events through [`crate::service::observer::Observer`]
+//! and reads a [`crate::service::snapshot::Snapshot`]. Every name is in docs/observability.md, and a test holds the
+//! two together.
+
+mod gauge;
+pub mod http;
+pub mod log;
+pub mod metrics;
+
+#[cfg(test)]
+mod exposition;
