@@ -24,6 +24,15 @@ fn names(dir: &TempDir) -> Vec<String> {
     names
 }
 
+/// Leaves a socket that nobody listens on. Another test may be starting a child process just now, which has a copy of
+/// every descriptor until it runs its program: hence the loop.
+fn leave_stale(path: &Path) {
+    drop(UnixListener::bind(path).unwrap());
+    while UnixStream::connect(path).is_ok() {
+        std::thread::yield_now();
+    }
+}
+
 /// A byte goes from a client at the path to this very listener.
 fn serves(bound: &BoundSocket, path: &Path) -> bool {
     let mut client = UnixStream::connect(path).unwrap();
@@ -37,7 +46,7 @@ fn serves(bound: &BoundSocket, path: &Path) -> bool {
 #[test]
 fn a_stale_socket_is_replaced() {
     let (dir, address, path) = place();
-    drop(UnixListener::bind(&path).unwrap());
+    leave_stale(&path);
     assert!(path.exists());
     let bound = fresh(&address).unwrap();
     assert!(serves(&bound, &path));
@@ -218,7 +227,7 @@ fn of_two_that_bind_at_once_exactly_one_wins() {
         for _ in 0..20 {
             let (_dir, address, path) = place();
             if stale {
-                drop(UnixListener::bind(&path).unwrap());
+                leave_stale(&path);
             }
             let start = Barrier::new(2);
             let contend = || {
@@ -276,6 +285,9 @@ fn an_abstract_name_has_its_exact_length_and_one_owner() {
     assert!(matches!(error, BindError::AbstractTakeover { .. }));
     assert!(error.to_string().contains("cannot be taken over"));
     drop(bound);
+    while UnixStream::connect_addr(&SocketAddr::from_abstract_name(&name).unwrap()).is_ok() {
+        std::thread::yield_now(); // as in `leave_stale`
+    }
     fresh(&address).unwrap();
 }
 
