@@ -35,7 +35,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 ///
 /// # Errors
 /// Every problem: not YAML (then only that one, with line and column), unknown keys, wrong types, bounds, rules that
-/// span keys. No value of the text is ever part of one.
+/// span keys. Numbers and durations that were understood may be part of one, any other value never.
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let (tree, ambiguous) = tree::read(text)?;
     let lifted = lift::lift(&tree);
