@@ -20,6 +20,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 const LIST_MAX: usize = 64;
 const MODE_DEFAULT: u32 = 0o600;
 const HTTP_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
@@ -149,7 +152,7 @@ fn settings(root: &Section<'_>) -> Settings {
     let cache_capacity = cache.count("capacity", 4096, 16..=65_536);
     let cache_ttl = cache.duration("ttl", HOUR, SECOND..=DAY);
     let probe_interval = probe.duration("interval", MINUTE, SECOND..=HOUR);
-    let probe_timeout = probe.duration("timeout", 2 * SECOND, Duration::from_millis(100)..=10 * SECOND);
+    let probe_timeout = probe.duration("timeout", PROBE_TIMEOUT_DEFAULT, PROBE_TIMEOUT_MIN..=PROBE_TIMEOUT_MAX);
     if probe_timeout >= probe_interval {
         probe.problem("timeout", "is not less than probe.interval", "a probe has to end before the next one begins");
     }

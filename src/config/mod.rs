@@ -1,6 +1,6 @@
 //! The configuration file: YAML in, [`Config`] out, or every mistake at once.
 //!
-//! Text becomes a tree ([`tree`]), the tree is walked section by section ([`section`], [`lift`], [`kek`]) and lifted
+//! Text becomes a tree (`tree`), the tree is walked section by section (`section`, `lift`, `kek`) and lifted
 //! into the model: what is built holds every rule, and nothing is validated later. [`KEYS`] lists every key and is held
 //! to docs/configuration.md by tests. Refuses to know: the socket, the KMS, the environment.
 
@@ -35,10 +35,19 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 ///
 /// # Errors
 /// Every problem: not YAML (then only that one, with line and column), unknown keys, wrong types, bounds, rules that
-/// span keys. No value of the text is ever part of one.
+/// span keys. Numbers and durations that were understood may be part of one, any other value never.
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
-    let tree = tree::read(text)?;
-    lift::lift(&tree).map_err(ConfigError::new)
+    let (tree, ambiguous) = tree::read(text)?;
+    let lifted = lift::lift(&tree);
+    if ambiguous.is_empty() {
+        return lifted.map_err(ConfigError::new);
+    }
+    let mut problems = ambiguous;
+    // What a walker says of a value that readers disagree about would only confuse.
+    let rest: Vec<Problem> =
+        lifted.err().into_iter().flatten().filter(|p| problems.iter().all(|a| a.path != p.path)).collect();
+    problems.extend(rest);
+    Err(ConfigError::new(problems))
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {

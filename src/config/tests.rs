@@ -263,6 +263,13 @@ fn a_mode_has_read_and_write_bits_and_the_owner_both() {
 }
 
 #[test]
+fn an_ambiguous_number_does_not_hide_the_other_mistakes() {
+    let error = refused("kek: {}\nlisten: {mode: 0600}\nepoch: 010\n");
+    let paths: Vec<&str> = error.lines().filter_map(|l| l.split(':').next()).collect();
+    assert_eq!(paths, ["epoch", "listen.mode", "kek"], "{error}");
+}
+
+#[test]
 fn every_bound_is_taken_and_what_is_beyond_is_refused() {
     for (path, taken, beyond) in [
         ("epoch", ["0", "18446744073709551615"], ["-1", "18446744073709551616"]),

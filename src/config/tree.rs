@@ -4,7 +4,7 @@
 //! names line and column and never shows the text. SPEC: YAML 1.2.2 core schema; where YAML 1.1 readers understand a
 //! plain number differently (`0600`) it is refused, since other tools read the same file.
 
-use crate::config::problem::{ConfigError, Problems, shown};
+use crate::config::problem::{ConfigError, Problem, Problems, shown};
 use serde_json::Value;
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 use serde_saphyr::{Error, Options};
@@ -14,11 +14,11 @@ pub(super) const SIZE_MAX: usize = 1024 * 1024;
 const DEPTH_MAX: usize = 32;
 const NODES_MAX: usize = 50_000;
 
-/// Reads the one document.
+/// Reads the one document, and reports what YAML readers disagree about.
 ///
 /// # Errors
 /// One problem: too large, not YAML (with line and column), empty.
-pub(super) fn read(text: &str) -> Result<Value, ConfigError> {
+pub(super) fn read(text: &str) -> Result<(Value, Vec<Problem>), ConfigError> {
     if text.len() > SIZE_MAX {
         return Err(too_large());
     }
@@ -29,8 +29,7 @@ pub(super) fn read(text: &str) -> Result<Value, ConfigError> {
     let old: Value = serde_saphyr::from_str_with_options(text, options(true)).map_err(|e| syntax(text, &e))?;
     let problems = Problems::default();
     report_ambiguous("", &tree, &old, &problems);
-    let problems = problems.into_inner();
-    if problems.is_empty() { Ok(tree) } else { Err(ConfigError::new(problems)) }
+    Ok((tree, problems.into_inner()))
 }
 
 /// The problem of a text over [`SIZE_MAX`].
@@ -174,9 +173,10 @@ mod tests {
 
     #[test]
     fn a_plain_number_that_readers_disagree_about_is_refused() {
-        let error = refused("listen:\n  mode: 0600\n");
-        assert!(error.starts_with("listen.mode: a number that begins with 0 and is not in quotes;"), "{error}");
-        assert!(refused("allow: [1, 010]\n").starts_with("allow[1]: "));
-        assert!(read("a: [0, 10, '010', 0.5]").is_ok());
+        for (text, path) in [("listen:\n  mode: 0600\n", "listen.mode"), ("allow: [1, 010]\n", "allow[1]")] {
+            let (_, problems) = read(text).unwrap();
+            assert_eq!(problems.iter().map(|p| p.path.as_str()).collect::<Vec<_>>(), [path]);
+        }
+        assert!(read("a: [0, 10, '010', 0.5, 08]").unwrap().1.is_empty());
     }
 }
