@@ -1,12 +1,14 @@
 //! The three calls that this provider makes of the SDK, and nothing else of it.
 //!
-//! Guarantees: no retries and no timeouts of the SDK's own (the caller has both); no request body in the SDK's trace
-//! events; an answer without what it must have is an error. Refuses to know: which KEK may be used for what.
+//! Guarantees: no retries and no timeouts of the SDK's own (the caller has both); an answer without what it must have is
+//! an error. Refuses to know: which KEK may be used for what.
 //! SECURITY, what stays on the heap: our copy of an unwrapped DEK is wiped, and the DEK to wrap is copied out of locked
 //! memory once, into the SDK's request. The SDK frees without wiping: that copy, the request and answer bodies (the DEK
-//! in base64) and TLS buffers. They are short-lived, once per wrap or unwrap, and in memory that is left out of dumps.
+//! in base64) and TLS buffers. They are short-lived, and the process writes no core dumps. At trace level the SDK logs
+//! requests; that their bodies stay out of it is the test `nothing_secret_is_logged_at_trace_level`'s to hold.
 //! SPEC: AWS KMS API Reference, Encrypt, Decrypt, DescribeKey.
 
+use super::credential::Persistent;
 use super::error::{KmsError, Op};
 use super::key_name::KeyArn;
 use super::settings::AwsSettings;
@@ -17,14 +19,10 @@ use crate::core::fault::Reason;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_kms::config::StalledStreamProtectionConfig;
-use aws_sdk_kms::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_kms::config::retry::RetryConfig;
-use aws_sdk_kms::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_kms::error::BoxError;
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::KeyState;
-use aws_smithy_types::body::SdkBody;
 use std::collections::HashMap;
 use zeroize::Zeroizing;
 
@@ -68,10 +66,12 @@ impl KmsClient {
             .region(Region::new(region.to_owned()))
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(timeouts)
-            .interceptor(OpaqueRequestBody);
+            .timeout_config(timeouts);
         if let Some(endpoint) = settings.endpoint() {
             config = config.endpoint_url(endpoint);
+        }
+        if let Some(provider) = sdk.credentials_provider() {
+            config = config.credentials_provider(Persistent::new(provider));
         }
         Self(aws_sdk_kms::Client::from_conf(config.build()))
     }
@@ -146,27 +146,4 @@ impl KmsClient {
 
 fn pairs(context: &WrapContext) -> HashMap<String, String> {
     context.pairs().iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
-/// SECURITY: at trace level the SDK logs a request with `Debug`, and that of a body in memory prints it: an Encrypt's has
-/// the DEK. A boxed body prints nothing. INVARIANT: the test `nothing_secret_is_logged_at_trace_level`.
-#[derive(Debug)]
-struct OpaqueRequestBody;
-
-impl Intercept for OpaqueRequestBody {
-    fn name(&self) -> &'static str {
-        "OpaqueRequestBody"
-    }
-
-    fn modify_before_transmit(
-        &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let body = context.request_mut().body_mut();
-        let clear = std::mem::replace(body, SdkBody::taken());
-        *body = SdkBody::from_body_1_x(clear);
-        Ok(())
-    }
 }

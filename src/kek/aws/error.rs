@@ -85,7 +85,7 @@ impl KmsError {
 
     /// The KMS did not answer in time.
     pub(super) fn deadline(op: Op) -> Self {
-        Self::local(op, Reason::Deadline, "no answer within the time for this call")
+        Self::local(op, Reason::Deadline, "no answer within the time for this call, credentials included")
     }
 
     /// The KMS answered, and the answer is not one that can be used.
@@ -256,10 +256,9 @@ mod tests {
     use aws_sdk_kms::error::{ConnectorError, ErrorMetadata};
     use aws_sdk_kms::operation::decrypt::DecryptError;
     use aws_smithy_runtime_api::http::StatusCode;
-    use aws_smithy_types::body::SdkBody;
 
     fn response(status: u16) -> HttpResponse {
-        let mut response = HttpResponse::new(StatusCode::try_from(status).unwrap(), SdkBody::from("CANARY"));
+        let mut response = HttpResponse::new(StatusCode::try_from(status).unwrap(), "CANARY".into());
         response.headers_mut().insert("x-amzn-requestid", "7b0b-1");
         response
     }

@@ -6,6 +6,7 @@
 //! SPEC: design 3 (context), 4 (identity, which KEK may unwrap), 5 (classes of errors).
 
 mod client;
+mod credential;
 mod error;
 pub mod key_name;
 pub mod settings;

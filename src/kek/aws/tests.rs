@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ARN: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
@@ -290,8 +291,9 @@ async fn an_invalid_state_is_settled_by_describe_key() {
         let heard = heard.lock().unwrap();
         assert_eq!(heard.len(), 2);
         assert_eq!(heard[1], ("DescribeKey".to_owned(), json!({"KeyId": OTHER})));
-        let refused = fault.causes().contains("AccessDenied");
-        assert_eq!(refused, fault.causes().contains("permission kms:DescribeKey") && refused);
+        if expected == Reason::KekUnusable && fault.causes().contains("AccessDenied") {
+            assert!(fault.causes().contains("permission kms:DescribeKey"), "{}", fault.causes());
+        }
     }
 }
 
@@ -310,6 +312,30 @@ async fn credentials_that_are_not_there_are_rejected_and_those_that_fail_to_come
     let fault = wrap(&away).await.unwrap_err();
     assert_eq!(fault.reason(), Reason::KmsUnreachable);
     assert!(fault.causes().contains("503 from STS"), "{}", fault.causes());
+}
+
+#[tokio::test]
+async fn credentials_that_take_longer_than_a_call_are_there_for_a_later_one() {
+    let (url, _) = scripted(vec![encrypted(ARN)]).await;
+    let (started, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+    let (count, open) = (started.clone(), gate.clone());
+    let provider = provide_credentials_fn(move || {
+        let (count, open) = (count.clone(), open.clone());
+        async move {
+            count.fetch_add(1, Ordering::SeqCst);
+            open.notified().await;
+            Ok(Credentials::new("AKIDEXAMPLE", "secret", None, None, "slow"))
+        }
+    });
+    let settings = AwsSettings::parse(ARN, None, Some(&url)).unwrap();
+    let kek = AwsKek::connect_with(settings, &sdk(SharedCredentialsProvider::new(provider))).unwrap();
+    let short = KekCall { timeout: Duration::from_millis(50), uid: None };
+    for _ in 0..3 {
+        assert_eq!(reason(kek.wrap_dek(&dek(), &context(), &short).await), Reason::Deadline);
+    }
+    gate.notify_one();
+    wrap(&kek).await.unwrap();
+    assert_eq!(started.load(Ordering::SeqCst), 1, "loaded once, for all four");
 }
 
 #[tokio::test]
@@ -354,17 +380,24 @@ async fn nothing_secret_is_logged_at_trace_level() {
     let guard = tracing::subscriber::set_default(subscriber);
     // The last answer is damaged, so that whatever the SDK says of an answer that it cannot read is looked at too.
     let damaged = Line::Say(200, Value::String(cut));
-    let (url, _) = scripted(vec![encrypted(ARN), decrypted(ARN), refuse("DisabledException"), damaged]).await;
+    let round = [encrypted(ARN), decrypted(ARN), refuse("DisabledException"), damaged];
+    let (url, _) = scripted([round.clone(), round].concat()).await;
     let kek = kek_at(ARN, &url);
-    let _ = wrap(&kek).await.unwrap();
-    let _ = unwrap(&kek, ARN).await.unwrap();
-    assert_eq!(reason(wrap(&kek).await), Reason::KekDisabled);
-    let damaged = unwrap(&kek, ARN).await.unwrap_err();
+    let mut causes = String::new();
+    // Twice: tests on other threads have no subscriber, and one of them that meets an event first can switch it off for
+    // all. After the first round every event has been met, and is switched on again.
+    for _ in 0..2 {
+        tracing::callsite::rebuild_interest_cache();
+        let _ = wrap(&kek).await.unwrap();
+        let _ = unwrap(&kek, ARN).await.unwrap();
+        assert_eq!(reason(wrap(&kek).await), Reason::KekDisabled);
+        causes += &unwrap(&kek, ARN).await.unwrap_err().causes();
+    }
     drop(guard);
 
-    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned() + &damaged.causes() + &format!("{kek:?}");
+    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned() + &causes + &format!("{kek:?}");
     assert!(text.contains("transmitting request"), "the log does not have the SDK's trace events");
-    for id in ["aws_request_id=\"request-1\"", "aws_request_id=\"request-3\"", "uid=uid-1", "outcome=\"kek-disabled\""]
+    for id in ["aws_request_id=\"request-5\"", "aws_request_id=\"request-7\"", "uid=uid-1", "outcome=\"kek-disabled\""]
     {
         assert!(text.contains(id), "{id} is missing");
     }
