@@ -128,7 +128,7 @@ impl Supervisor {
 
     /// Makes the candidate the write state: remember, then publish.
     async fn adopt(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) {
-        let rotated = self.remembered.key_id.as_ref() != Some(&candidate.key_id);
+        let rotated = self.remembered.key_id.as_ref().is_some_and(|old| *old != candidate.key_id);
         let digest = hex::encode(keks.write().context.digest());
         if self.remembered.context_digest.as_ref().is_some_and(|old| *old != digest) {
             tracing::warn!(
