@@ -210,6 +210,16 @@ async fn a_rotation_ends_when_the_test_says_so() {
 }
 
 #[tokio::test]
+async fn the_limit_of_on_demand_rotations_can_be_lowered() {
+    let (fake, peer, arn) = started();
+    fake.limit_on_demand_rotations(1);
+    peer.rotate(&arn).await.unwrap();
+    assert_eq!(peer.rotate(&arn).await, Err("LimitExceededException".to_owned()));
+    fake.rotate(&arn);
+    assert_eq!(fake.material_ids(&arn).len(), 3, "the administrator's rotation does not count");
+}
+
+#[tokio::test]
 async fn alternating_answers_take_the_new_and_the_old_material_by_turns() {
     let (fake, peer, arn) = started();
     fake.rotate(&arn);

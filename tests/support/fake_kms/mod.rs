@@ -15,7 +15,6 @@ mod refusal;
 mod server;
 
 pub use account::ACCOUNT;
-pub use blob::Context;
 pub use fault::{ANY, Failure};
 pub use journal::{Call, Outcome};
 pub use key::RotationEnd;
