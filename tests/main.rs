@@ -1,1 +1,20 @@
-fn main() {}
+//! The one test binary: one link, one process, every tier. See tests/README.md.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests fail by panicking"
+)]
+
+#[cfg(feature = "aws")]
+mod fake_kms_is_honest;
+mod support;
