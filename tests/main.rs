@@ -7,6 +7,9 @@
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
     clippy::print_stderr,
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -14,7 +17,8 @@
     unreachable_pub,
     reason = "tests fail by panicking"
 )]
+#![cfg(feature = "aws")]
 
-#[cfg(feature = "aws")]
 mod fake_kms_is_honest;
+mod smoke;
 mod support;

@@ -245,6 +245,7 @@ async fn serve_http(address: std::net::SocketAddr, pages: Arc<HealthPages>, stop
     loop {
         match tokio::net::TcpListener::bind(address).await {
             Ok(listener) => {
+                let address = listener.local_addr().unwrap_or(address);
                 tracing::info!(target: "kube_kms::daemon", %address, "serving /metrics, /livez and /readyz");
                 crate::telemetry::http::serve(listener, pages, until(stopped)).await;
                 return;

@@ -1,7 +1,10 @@
-//! What tests stand on: fakes, real peers, and the way to say that a test was skipped.
+//! What tests stand on: fakes, real peers, the real binary on a temporary socket, and the way to say that a test was
+//! skipped.
 
+#[cfg(feature = "aws")]
 pub mod fake_kms;
 pub mod moto;
+pub mod site;
 pub mod skip;
 
 pub use skip::skipped;
