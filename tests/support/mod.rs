@@ -1,6 +1,8 @@
 //! What tests stand on: fakes, real peers, and the way to say that a test was skipped.
 
+#[cfg(feature = "aws")]
 pub mod fake_kms;
+#[cfg(feature = "aws")]
 pub mod moto;
 pub mod skip;
 
