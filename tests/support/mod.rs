@@ -3,6 +3,7 @@
 
 #[cfg(feature = "aws")]
 pub mod fake_kms;
+#[cfg(feature = "aws")]
 pub mod moto;
 pub mod site;
 pub mod skip;
