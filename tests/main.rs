@@ -19,6 +19,8 @@
 )]
 #![cfg(feature = "aws")]
 
+mod contract_decrypt;
 mod fake_kms_is_honest;
 mod smoke;
+mod storm;
 mod support;

@@ -5,6 +5,8 @@
 pub mod fake_kms;
 #[cfg(feature = "aws")]
 pub mod moto;
+#[cfg(feature = "aws")]
+pub mod replica;
 pub mod site;
 pub mod skip;
 

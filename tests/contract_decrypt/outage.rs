@@ -1,0 +1,142 @@
+//! Items 59 and 60: the KMS is away; and a caller whose own time is short.
+
+use super::{calm, give_back, on_both_keks, open, reason_of, refused, take_away, unwraps};
+use crate::support::fake_kms::{ANY, Failure};
+use crate::support::replica::Replica;
+use crate::support::site::{Running, Site, sealed, seed, uid};
+use kube_kms::api::v2::EncryptResponse;
+use kube_kms::core::fault::{Class, Reason};
+use std::time::{Duration, Instant};
+
+/// kube-apiserver's default, which [`Running::client`] sends too.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// What "well within the deadline" is here, however busy the machine: a third of it is left.
+const WELL_WITHIN: Duration = Duration::from_secs(2);
+
+on_both_keks! {
+    item_59_what_was_seen_before_is_served_while_the_kms_is_away
+    item_59_what_was_seen_before_is_served_past_its_ttl_while_the_kms_is_away
+    item_60_what_was_not_seen_is_refused_well_within_the_deadline_when_nobody_answers
+}
+
+async fn item_59_what_was_seen_before_is_served_while_the_kms_is_away(site: Site) {
+    let site = calm(site);
+    let running = site.start().await;
+    let mut client = running.client().await;
+    let (own_seed, own) = sealed(&mut client).await;
+    let foreign_seed = seed();
+    let foreign = Replica::of(&site).sealed(&foreign_seed).await;
+    open(&mut client, &foreign).await;
+    take_away(&site);
+    let before = unwraps(&running).await;
+    for _ in 0..50 {
+        assert_eq!(open(&mut client, &own).await, own_seed);
+        assert_eq!(open(&mut client, &foreign).await, foreign_seed);
+    }
+    assert_eq!(unwraps(&running).await, before, "nobody is asked for what is known");
+}
+
+async fn item_59_what_was_seen_before_is_served_past_its_ttl_while_the_kms_is_away(mut site: Site) {
+    site.set("cache: {ttl: 1s}\nprobe: {interval: 1s, timeout: 500ms}");
+    let running = site.start().await;
+    let mut client = running.client().await;
+    let foreign_seed = seed();
+    let foreign = Replica::of(&site).sealed(&foreign_seed).await;
+    open(&mut client, &foreign).await;
+    take_away(&site);
+    let served = || running.metric(r#"kube_kms_keyring_events_total{event="served-expired"}"#);
+    let began = Instant::now();
+    while served().await < 5.0 {
+        assert_eq!(open(&mut client, &foreign).await, foreign_seed);
+        assert!(began.elapsed() < Duration::from_secs(20), "never past its ttl");
+    }
+    assert_eq!(client.status().await.unwrap().healthz, "ok");
+    give_back(&site);
+    let before = unwraps(&running).await;
+    running.until_log("the KEK can be used again").await;
+    assert_eq!(open(&mut client, &foreign).await, foreign_seed);
+    assert!(unwraps(&running).await > before, "the probe, and the DEK that had expired");
+}
+
+/// Calls Decrypt of a value that the plugin cannot know, and returns why and after how long it was refused.
+async fn refused_after(running: &Running, value: &EncryptResponse) -> (Reason, Duration) {
+    let mut client = running.client().await;
+    let began = Instant::now();
+    let reason = refused(&mut client, value).await;
+    (reason, began.elapsed())
+}
+
+/// Before the probe has noticed, and after it.
+async fn item_60_what_was_not_seen_is_refused_well_within_the_deadline_when_nobody_answers(site: Site) {
+    let site = calm(site);
+    let running = site.start().await;
+    let values = [Replica::of(&site).sealed(&seed()).await, Replica::of(&site).sealed(&seed()).await];
+    take_away(&site);
+    for value in &values {
+        let (reason, after) = refused_after(&running, value).await;
+        assert_eq!(reason, Reason::KmsUnreachable);
+        assert_eq!(reason.class(), Class::Unreachable);
+        assert!(after < WELL_WITHIN, "{after:?}");
+    }
+    give_back(&site);
+    let mut client = running.client().await;
+    open(&mut client, &values[0]).await;
+}
+
+#[tokio::test]
+async fn item_60_a_black_hole_that_the_probe_has_noticed_is_unavailable_well_within_the_deadline() {
+    let mut site = Site::aws();
+    site.set("probe: {interval: 1s, timeout: 300ms}");
+    let running = site.start().await;
+    let value = Replica::of(&site).sealed(&seed()).await;
+    site.kms().fail_all(ANY, Failure::Hang);
+    running.until_log("state=\"coasting\"").await;
+    let (reason, after) = refused_after(&running, &value).await;
+    assert_eq!(reason, Reason::KmsUnreachable);
+    assert!(after < WELL_WITHIN, "{after:?}");
+}
+
+#[tokio::test]
+async fn item_60_a_hang_that_nobody_has_noticed_is_unavailable_before_the_deadline() {
+    let site = calm(Site::aws());
+    let running = site.start().await;
+    let value = Replica::of(&site).sealed(&seed()).await;
+    site.kms().fail_all(ANY, Failure::Hang);
+    let (reason, after) = refused_after(&running, &value).await;
+    assert_eq!(reason, Reason::KmsUnreachable);
+    assert!(after < DEADLINE - Duration::from_millis(100), "{after:?}");
+}
+
+/// With the client's own timer at the same 50 ms it is a race which of the two is heard: the plugin must win most of them.
+#[tokio::test]
+async fn item_11_a_short_deadline_is_answered_before_it_and_the_unwrap_still_fills_the_keyring() {
+    let site = calm(Site::aws());
+    let running = site.start().await;
+    let mut hasty = running.client_with(Duration::from_millis(50)).await;
+    let mut client = running.client().await;
+    let replica = Replica::of(&site);
+    let mut values = Vec::new();
+    for _ in 0..10 {
+        let seed = seed();
+        values.push((replica.sealed(&seed).await, seed));
+    }
+    site.kms().forget_calls();
+    site.kms().set_latency("Decrypt", Duration::from_millis(300));
+    let mut answered = 0;
+    for (value, _) in &values {
+        let uid = uid();
+        let status = hasty.decrypt(value.clone(), uid.clone()).await.unwrap_err();
+        if status.code() == tonic::Code::DeadlineExceeded {
+            assert_eq!(reason_of(&status, &uid), Reason::Deadline);
+            answered += 1;
+        } else {
+            assert_eq!(status.code(), tonic::Code::Cancelled, "{status:?}");
+        }
+    }
+    assert!(answered >= 5, "{answered} of 10 were told before their deadline");
+    site.kms().until(|kms| kms.successful_calls("Decrypt") == 10).await;
+    for (value, seed) in &values {
+        assert_eq!(&open(&mut client, value).await, seed);
+    }
+    assert_eq!(site.kms().calls("Decrypt"), 10, "nothing was asked twice");
+}
