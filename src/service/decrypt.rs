@@ -10,13 +10,14 @@ use crate::core::fault::{Class, Fault, Reason};
 use crate::core::health::OnDenied;
 use crate::core::key_id::KeyId;
 use crate::core::uid::Uid;
-use crate::service::keyring::{Entry, Found, Joined};
+use crate::service::keyring::{Entry, Found, Joined, Outcome, Progress};
 use crate::service::observer::KeyringEvent;
 use crate::service::plugin::Plugin;
 use crate::service::unwrap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tracing::Instrument;
 use zeroize::Zeroizing;
 
@@ -183,7 +184,7 @@ impl Plugin {
                 // INVARIANT: a task of its own, so that it outlives the caller (contract.md 19, item 58).
                 tokio::spawn(
                     async move {
-                        let outcome = unwrap::unwrap_dek(&plugin, &annotations, &uid).await;
+                        let outcome = unwrap::unwrap_dek(&plugin, &annotations, &uid, &flight).await;
                         flight.settle(outcome, plugin.clock().now());
                     }
                     .in_current_span(),
@@ -191,15 +192,9 @@ impl Plugin {
                 (waiting, DekSource::Unwrapped)
             }
         };
-        let outcome = match tokio::time::timeout(patience, waiting.wait_for(Option::is_some)).await {
-            Ok(Ok(settled)) => settled.clone(),
-            Ok(Err(_)) => Some(Err(Reason::Invariant.into())),
-            Err(_) => Some(Err(if outage { Reason::KmsUnreachable } else { Reason::Deadline }.into())),
-        };
-        match outcome {
-            Some(Ok(entry)) => Ok((entry, source)),
-            Some(Err(fault)) => Err(fault),
-            None => Err(Reason::Invariant.into()),
+        match settled(&mut waiting, patience).await {
+            Some(outcome) => outcome.map(|entry| (entry, source)),
+            None => Err(if outage { Reason::KmsUnreachable } else { Reason::Deadline }.into()),
         }
     }
 
@@ -209,5 +204,28 @@ impl Plugin {
             Class::KekDenied => self.settings().policy.on_denied == OnDenied::Coast,
             _ => false,
         }
+    }
+}
+
+/// Waits for the end of an unwrap; `None` when it does not come within `patience`.
+///
+/// Half of the time is for a KMS that fails and recovers; after that a KMS that is failing is called unreachable, well
+/// before the caller's deadline (contract.md 19, item 60). One that is slow or throttles us has all of it.
+async fn settled(waiting: &mut watch::Receiver<Progress>, patience: Duration) -> Option<Outcome> {
+    let first_half = patience.checked_div(2).unwrap_or_default();
+    let is_over = |progress: &Progress| matches!(progress, Progress::Settled(_));
+    let is_told = |progress: &Progress| !matches!(progress, Progress::Asking);
+    let found = tokio::time::timeout(first_half, waiting.wait_for(is_over)).await.map(|found| found.map(|p| p.clone()));
+    let found = match found {
+        Ok(found) => found,
+        Err(_) => {
+            let second_half = patience.saturating_sub(first_half);
+            tokio::time::timeout(second_half, waiting.wait_for(is_told)).await.ok()?.map(|p| p.clone())
+        }
+    };
+    match found {
+        Ok(Progress::Settled(outcome)) => Some(outcome),
+        Ok(Progress::Failing(fault)) => Some(Err(fault)),
+        Ok(Progress::Asking) | Err(_) => Some(Err(Reason::Invariant.into())),
     }
 }

@@ -79,13 +79,24 @@ pub enum Found {
     Absent,
 }
 
+/// How far an unwrap has come.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// The KMS has been asked, or will be.
+    Asking,
+    /// The KMS did not answer the last time that it was asked; it is being asked again.
+    Failing(Fault),
+    /// It is over.
+    Settled(Outcome),
+}
+
 /// A place in the queue for an unwrap.
 #[derive(Debug)]
 pub enum Joined {
     /// Somebody else has started it.
-    Waiting(watch::Receiver<Option<Outcome>>),
+    Waiting(watch::Receiver<Progress>),
     /// The caller must run it, in a task of its own, and settle the flight.
-    Started(Flight, watch::Receiver<Option<Outcome>>),
+    Started(Flight, watch::Receiver<Progress>),
 }
 
 /// See the module.
@@ -100,7 +111,7 @@ struct Inner {
     capacity: usize,
     ttl: Duration,
     entries: HashMap<Slot, Arc<Entry>>,
-    flights: HashMap<Slot, watch::Receiver<Option<Outcome>>>,
+    flights: HashMap<Slot, watch::Receiver<Progress>>,
     refused: HashMap<Slot, (Moment, Fault)>,
     generation: u64,
 }
@@ -192,7 +203,7 @@ impl Keyring {
             return Err(Reason::Overloaded.into());
         }
         let slot = Slot::of(annotations);
-        let (sender, receiver) = watch::channel(None);
+        let (sender, receiver) = watch::channel(Progress::Asking);
         inner.flights.insert(slot.clone(), receiver.clone());
         let flight = Flight { keyring: Arc::clone(self), slot, sender, generation: inner.generation, settled: false };
         Ok(Joined::Started(flight, receiver))
@@ -276,12 +287,19 @@ impl Keyring {
 pub struct Flight {
     keyring: Arc<Keyring>,
     slot: Slot,
-    sender: watch::Sender<Option<Outcome>>,
+    sender: watch::Sender<Progress>,
     generation: u64,
     settled: bool,
 }
 
 impl Flight {
+    /// Tells everybody who waits that one attempt has failed. A KMS that throttles us is there: it is waited for.
+    pub fn attempt_failed(&self, fault: &Fault) {
+        if fault.class() == Class::Unreachable {
+            self.sender.send_replace(Progress::Failing(fault.clone()));
+        }
+    }
+
     /// Ends it: the DEK goes into the keyring (unless it was wiped meanwhile) and everybody who waits has it.
     pub fn settle(mut self, outcome: Result<Arc<Dek>, Fault>, now: Moment) {
         self.settled = true;
@@ -303,7 +321,7 @@ impl Flight {
         };
         drop(inner);
         // Nobody may be waiting any more; the keyring has it all the same.
-        let _ = self.sender.send(Some(shared));
+        let _ = self.sender.send(Progress::Settled(shared));
     }
 
     fn note_failure(&self, inner: &mut Inner, fault: &Fault, now: Moment) {
@@ -333,7 +351,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         if !self.settled {
             self.keyring.lock().flights.remove(&self.slot);
-            let _ = self.sender.send(Some(Err(Reason::Invariant.into())));
+            let _ = self.sender.send(Progress::Settled(Err(Reason::Invariant.into())));
         }
     }
 }

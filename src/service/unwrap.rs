@@ -8,6 +8,7 @@ use crate::core::dek::Dek;
 use crate::core::fault::{Fault, Reason};
 use crate::core::port::KekCall;
 use crate::core::uid::Uid;
+use crate::service::keyring::Flight;
 use crate::service::observer::KekOperation;
 use crate::service::plugin::Plugin;
 use crate::service::prepare::observed;
@@ -28,7 +29,12 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 ///
 /// # Errors
 /// `kek-not-configured`; those of the provider.
-pub(super) async fn unwrap_dek(plugin: &Plugin, annotations: &Annotations, uid: &Uid) -> Result<Arc<Dek>, Fault> {
+pub(super) async fn unwrap_dek(
+    plugin: &Plugin,
+    annotations: &Annotations,
+    uid: &Uid,
+    flight: &Flight,
+) -> Result<Arc<Dek>, Fault> {
     let wrapped = WrappedDek::parse(annotations.wrapped_dek().to_vec())?;
     let clock = plugin.clock();
     let began = clock.now();
@@ -57,10 +63,12 @@ pub(super) async fn unwrap_dek(plugin: &Plugin, annotations: &Annotations, uid: 
             attempt, cause = fault.causes(), "unwrapping a data key failed"
         );
         let pause = jittered(plugin, pause_after(attempt));
+        let fault = unanswered(fault);
         let is_over = clock.now().since(began).saturating_add(pause) >= LIFETIME;
         if !fault.class().is_transient() || is_over || (outage && fault.reason() != Reason::KmsThrottled) {
             return Err(fault);
         }
+        flight.attempt_failed(&fault);
         tokio::time::sleep(pause).await;
         attempt = attempt.saturating_add(1);
     }
@@ -85,6 +93,11 @@ async fn ask_each_reader(
         }
     }
     Err(last)
+}
+
+/// An attempt that ran out of its own time says that the KMS does not answer, not that the caller's deadline has passed.
+fn unanswered(fault: Fault) -> Fault {
+    if fault.reason() == Reason::Deadline { Fault::caused_by(Reason::KmsUnreachable, fault) } else { fault }
 }
 
 fn pause_after(attempt: u32) -> Duration {
