@@ -90,7 +90,7 @@ async fn item_60_a_black_hole_that_the_probe_has_noticed_is_unavailable_well_wit
     let running = site.start().await;
     let value = Replica::of(&site).sealed(&seed()).await;
     site.kms().fail_all(ANY, Failure::Hang);
-    running.until_log("state=\"coasting\"").await;
+    running.until_log("state=coasting").await;
     let (reason, after) = refused_after(&running, &value).await;
     assert_eq!(reason, Reason::KmsUnreachable);
     assert!(after < WELL_WITHIN, "{after:?}");

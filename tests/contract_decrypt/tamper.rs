@@ -32,7 +32,6 @@ fn unknown_keks(site: &Site) -> Vec<String> {
         "aws:alias/prod".to_owned(),
         "aws:arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned(),
         "aws:arn:aws:kms:eu-central-1:444455556666:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned(),
-        "aws:arn:aws-cn:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned(),
     ];
     if let KekKind::Local(_) = site.kek() {
         unknown.push("aws:arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab".to_owned());
