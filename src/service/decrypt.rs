@@ -229,3 +229,175 @@ async fn settled(waiting: &mut watch::Receiver<Progress>, patience: Duration) ->
         Ok(Progress::Asking) | Err(_) => Some(Err(Reason::Invariant.into())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::fixture::{Line, ScriptedKek, annotations, begin_outage, decrypt, plugin};
+    use tokio::time::Instant;
+
+    const PATIENCE: Duration = Duration::from_millis(2750);
+    const AT_ONCE: Line = Line::Unwrap(Duration::ZERO);
+    const SLOW: Line = Line::Unwrap(Duration::from_millis(500));
+
+    /// How one Decrypt ended, and after how long.
+    async fn timed(plugin: &Arc<Plugin>, n: u32) -> (Result<DekSource, Reason>, Duration) {
+        let began = Instant::now();
+        let outcome = decrypt(plugin, n, PATIENCE).await;
+        (outcome.map(|opened| opened.source).map_err(|fault| fault.reason()), began.elapsed())
+    }
+
+    async fn source(plugin: &Arc<Plugin>, n: u32) -> Result<DekSource, Reason> {
+        timed(plugin, n).await.0
+    }
+
+    fn spawn(plugin: &Arc<Plugin>, n: u32) -> tokio::task::JoinHandle<Result<DekSource, Reason>> {
+        let plugin = Arc::clone(plugin);
+        tokio::spawn(async move { source(&plugin, n).await })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_number_of_callers_of_one_dek_cost_one_unwrap() {
+        let kek = ScriptedKek::new("k", &[SLOW]);
+        let plugin = plugin(&[&kek], |_| {});
+        let callers: Vec<_> = (0..500).map(|_| spawn(&plugin, 1)).collect();
+        let mut sources = Vec::new();
+        for caller in callers {
+            sources.push(caller.await.unwrap().unwrap());
+        }
+        assert_eq!(kek.calls(), 1);
+        assert_eq!(sources.iter().filter(|s| **s == DekSource::Unwrapped).count(), 1);
+        assert_eq!(sources.iter().filter(|s| **s == DekSource::Joined).count(), 499);
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Keyring));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unwrap_outlives_the_caller_that_started_it() {
+        let kek = ScriptedKek::new("k", &[SLOW]);
+        let plugin = plugin(&[&kek], |_| {});
+        let (first, second) = (spawn(&plugin, 1), spawn(&plugin, 1));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        assert_eq!(second.await.unwrap(), Ok(DekSource::Joined));
+        assert_eq!(kek.calls(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_with_little_time_is_told_at_its_end_and_the_dek_is_there_for_the_next() {
+        let kek = ScriptedKek::new("k", &[SLOW]);
+        let plugin = plugin(&[&kek], |_| {});
+        let began = Instant::now();
+        let fault = decrypt(&plugin, 1, Duration::from_millis(45)).await.unwrap_err();
+        assert_eq!(fault.reason(), Reason::Deadline);
+        assert!(began.elapsed() <= Duration::from_millis(47), "{:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Keyring));
+        assert_eq!(kek.calls(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unwrap_that_panics_fails_its_waiters_and_the_next_one_starts_anew() {
+        let kek = ScriptedKek::new("k", &[Line::Panic, AT_ONCE]);
+        let plugin = plugin(&[&kek], |_| {});
+        let callers: Vec<_> = (0..10).map(|_| spawn(&plugin, 1)).collect();
+        for caller in callers {
+            assert_eq!(caller.await.unwrap(), Err(Reason::Invariant));
+        }
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped));
+        assert_eq!(kek.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_blob_is_not_asked_about_again_for_ten_seconds() {
+        let kek = ScriptedKek::new("k", &[Line::Fail(Reason::WrappedDekRejected)]);
+        let plugin = plugin(&[&kek], |_| {});
+        for _ in 0..100 {
+            assert_eq!(source(&plugin, 1).await, Err(Reason::WrappedDekRejected));
+        }
+        assert_eq!(kek.calls(), 1);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(source(&plugin, 1).await, Err(Reason::WrappedDekRejected));
+        assert_eq!(kek.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kms_that_fails_is_called_unreachable_after_half_the_time_and_a_blip_is_waited_out() {
+        for line in [Line::Fail(Reason::KmsUnreachable), Line::Hang] {
+            let kek = ScriptedKek::new("k", &[line]);
+            let (outcome, after) = timed(&plugin(&[&kek], |_| {}), 1).await;
+            assert_eq!(outcome, Err(Reason::KmsUnreachable));
+            assert!((PATIENCE / 2..PATIENCE * 3 / 5).contains(&after), "{line:?}: {after:?}");
+        }
+        let blip = [Line::Fail(Reason::KmsUnreachable), Line::Fail(Reason::KmsUnreachable), AT_ONCE];
+        let kek = ScriptedKek::new("k", &blip);
+        assert_eq!(source(&plugin(&[&kek], |_| {}), 1).await, Ok(DekSource::Unwrapped));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kms_that_throttles_is_waited_for_with_all_of_the_time() {
+        let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsThrottled)]);
+        let (outcome, after) = timed(&plugin(&[&kek], |_| {}), 1).await;
+        assert_eq!(outcome, Err(Reason::Deadline));
+        assert!(after >= PATIENCE, "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_outage_the_caller_hears_within_a_second() {
+        let kek = ScriptedKek::new("k", &[Line::Hang]);
+        let plugin = plugin(&[&kek], |_| {});
+        begin_outage(&plugin);
+        let (outcome, after) = timed(&plugin, 1).await;
+        assert_eq!(outcome, Err(Reason::KmsUnreachable));
+        assert!(after <= OUTAGE_PATIENCE, "{after:?}");
+    }
+
+    /// A plugin whose one DEK has expired, at a KMS that says this from now on.
+    async fn expired(line: Line, on_denied: OnDenied) -> (Arc<Plugin>, Arc<ScriptedKek>) {
+        let kek = ScriptedKek::new("k", &[AT_ONCE, line]);
+        let plugin = plugin(&[&kek], |settings| {
+            settings.cache_ttl = Duration::from_secs(60);
+            settings.policy.on_denied = on_denied;
+        });
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        (plugin, kek)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_dek_is_served_while_the_kms_is_away_and_not_when_it_says_no() {
+        for reason in Reason::ALL {
+            for on_denied in [OnDenied::Coast, OnDenied::Revoke] {
+                let (plugin, kek) = expired(Line::Fail(*reason), on_denied).await;
+                let denied_is_no = reason.class() == Class::KekDenied && on_denied == OnDenied::Coast;
+                let expected =
+                    if reason.class().is_transient() || denied_is_no { Ok(DekSource::Expired) } else { Err(*reason) };
+                assert_eq!(source(&plugin, 1).await, expected, "{reason} {on_denied:?}");
+                assert!(kek.calls() >= 2, "it was asked");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_dek_is_served_at_once_in_an_outage_and_unwrapped_again_without_one() {
+        let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast).await;
+        begin_outage(&plugin);
+        assert_eq!(timed(&plugin, 1).await, (Ok(DekSource::Expired), Duration::ZERO));
+        assert_eq!(kek.calls(), 1, "nobody is asked");
+        let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast).await;
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped));
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Keyring));
+        assert_eq!(kek.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wipe_during_the_unwrap_does_not_leave_the_dek_behind() {
+        let kek = ScriptedKek::new("k", &[SLOW]);
+        let plugin = plugin(&[&kek], |_| {});
+        let caller = spawn(&plugin, 1);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        plugin.keyring().wipe(annotations("k", 1).kek());
+        assert_eq!(caller.await.unwrap(), Ok(DekSource::Unwrapped));
+        assert!(plugin.keyring().is_empty());
+    }
+}

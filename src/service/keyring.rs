@@ -355,3 +355,144 @@ impl Drop for Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::fixture::{annotations, dek};
+    use crate::service::observer::Unobserved;
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    fn at(seconds: u64) -> Moment {
+        Moment(seconds * 1_000_000_000)
+    }
+
+    fn keyring(capacity: usize) -> Arc<Keyring> {
+        Arc::new(Keyring::new(capacity, TTL, Arc::new(Unobserved)))
+    }
+
+    fn started(keyring: &Arc<Keyring>, identity: &str, n: u32) -> (Flight, watch::Receiver<Progress>) {
+        match keyring.join(&annotations(identity, n)).unwrap() {
+            Joined::Started(flight, waiting) => (flight, waiting),
+            Joined::Waiting(_) => panic!("somebody else has started it"),
+        }
+    }
+
+    fn is_fresh(keyring: &Keyring, identity: &str, n: u32, now: Moment) -> bool {
+        matches!(keyring.find(&annotations(identity, n), now), Found::Fresh(_))
+    }
+
+    fn is_absent(keyring: &Keyring, identity: &str, n: u32, now: Moment) -> bool {
+        matches!(keyring.find(&annotations(identity, n), now), Found::Absent)
+    }
+
+    #[test]
+    fn a_dek_is_fresh_for_its_time_and_expired_from_then_on() {
+        let keyring = keyring(16);
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(5));
+        assert!(is_fresh(&keyring, "k", 1, at(64)));
+        assert!(matches!(keyring.find(&annotations("k", 1), at(65)), Found::Expired(_)));
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(70));
+        assert!(is_fresh(&keyring, "k", 1, at(129)));
+    }
+
+    #[test]
+    fn the_same_blob_under_another_kek_is_another_dek() {
+        let keyring = keyring(16);
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(0));
+        assert!(is_fresh(&keyring, "k", 1, at(1)) && is_absent(&keyring, "other", 1, at(1)));
+    }
+
+    #[test]
+    fn a_full_keyring_gives_up_what_was_used_longest_ago() {
+        let keyring = keyring(3);
+        for n in 1..=3 {
+            started(&keyring, "k", n).0.settle(Ok(dek(n)), at(n.into()));
+        }
+        assert!(is_fresh(&keyring, "k", 1, at(10)));
+        started(&keyring, "k", 4).0.settle(Ok(dek(4)), at(11));
+        assert!(is_absent(&keyring, "k", 2, at(12)));
+        assert!([1, 3, 4].iter().all(|n| is_fresh(&keyring, "k", *n, at(12 + u64::from(*n)))));
+        // Renewing what is there pushes nobody out.
+        started(&keyring, "k", 4).0.settle(Ok(dek(4)), at(17));
+        assert_eq!(keyring.len(), 3);
+        keyring.configure(1, TTL);
+        assert!(is_fresh(&keyring, "k", 4, at(18)) && keyring.len() == 1);
+    }
+
+    #[test]
+    fn an_unwrap_that_was_on_its_way_does_not_bring_back_what_was_wiped() {
+        let keyring = keyring(16);
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(0));
+        started(&keyring, "other", 2).0.settle(Ok(dek(2)), at(0));
+        let (flight, waiting) = started(&keyring, "k", 3);
+        keyring.wipe(annotations("k", 1).kek());
+        flight.settle(Ok(dek(3)), at(1));
+        assert!(matches!(&*waiting.borrow(), Progress::Settled(Ok(_))), "whoever waited has it");
+        assert!(is_absent(&keyring, "k", 1, at(1)) && is_absent(&keyring, "k", 3, at(1)));
+        assert!(is_fresh(&keyring, "other", 2, at(1)) && keyring.len() == 1);
+        // What begins after the wipe stays.
+        started(&keyring, "k", 3).0.settle(Ok(dek(3)), at(2));
+        assert!(is_fresh(&keyring, "k", 3, at(2)));
+    }
+
+    #[test]
+    fn a_flight_that_is_dropped_fails_its_waiters_and_leaves_room_for_the_next() {
+        let keyring = keyring(16);
+        let (flight, first) = started(&keyring, "k", 1);
+        let Joined::Waiting(second) = keyring.join(&annotations("k", 1)).unwrap() else { panic!("a second unwrap") };
+        drop(flight);
+        for waiting in [first, second] {
+            let progress = waiting.borrow().clone();
+            assert!(matches!(progress, Progress::Settled(Err(fault)) if fault.reason() == Reason::Invariant));
+        }
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(0));
+        assert!(is_fresh(&keyring, "k", 1, at(0)));
+    }
+
+    #[test]
+    fn more_distinct_deks_than_may_wait_are_refused_and_the_rest_goes_on() {
+        let keyring = keyring(16);
+        let most = u32::try_from(limit::UNWRAPS_QUEUED_MAX).unwrap();
+        let mut flights: Vec<_> = (0..most).map(|n| started(&keyring, "k", n).0).collect();
+        for n in most..most + 100 {
+            assert_eq!(keyring.join(&annotations("k", n)).unwrap_err().reason(), Reason::Overloaded);
+        }
+        // One that is on its way already may be joined by any number.
+        assert!(matches!(keyring.join(&annotations("k", 7)).unwrap(), Joined::Waiting(_)));
+        flights.pop();
+        started(&keyring, "k", most).0.settle(Ok(dek(most)), at(0));
+        assert!(is_fresh(&keyring, "k", most, at(0)));
+    }
+
+    #[test]
+    fn a_refused_blob_is_remembered_for_ten_seconds_and_only_so_many_are() {
+        let keyring = keyring(16);
+        let refuse = |n, now| started(&keyring, "k", n).0.settle(Err(Reason::WrappedDekRejected.into()), now);
+        refuse(1, at(0));
+        assert!(matches!(keyring.find(&annotations("k", 1), at(9)), Found::Refused(_)));
+        assert!(is_absent(&keyring, "k", 1, at(10)));
+        for n in 2..=3000 {
+            refuse(n, at(20));
+        }
+        assert_eq!(keyring.lock().refused.len(), REFUSED_MAX);
+        refuse(5000, at(31));
+        assert!(keyring.lock().refused.len() == 1, "those of before are past their time");
+        // After a change of the configuration it may be accepted.
+        keyring.wipe_unless(|_| true);
+        assert!(is_absent(&keyring, "k", 5000, at(31)));
+    }
+
+    #[test]
+    fn only_what_is_final_makes_it_forget_a_dek() {
+        for reason in Reason::ALL {
+            let keyring = keyring(16);
+            started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(0));
+            started(&keyring, "k", 1).0.settle(Err((*reason).into()), at(100));
+            let kept = matches!(keyring.find(&annotations("k", 1), at(100)), Found::Expired(_));
+            let is_final = matches!(reason.class(), Class::KekDead | Class::OpenFailed);
+            assert_eq!(kept, !is_final, "{reason}");
+        }
+    }
+}

@@ -87,3 +87,73 @@ impl Default for Pace {
 fn tokio_now() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// How long this many turns take, one after the other, each over at once.
+    async fn turns(pace: &Pace, count: u32) -> Duration {
+        let began = Instant::now();
+        for _ in 0..count {
+            drop(pace.turn().await);
+        }
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_while_nobody_throttles() {
+        assert_eq!(turns(&Pace::new(), 10_000).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_are_at_work_at_once_and_no_more() {
+        let pace = Arc::new(Pace::new());
+        let mut held = Vec::new();
+        for _ in 0..limit::UNWRAPS_IN_FLIGHT_MAX {
+            held.push(pace.turn().await);
+        }
+        let one_more = tokio::time::timeout(Duration::from_secs(60), pace.turn()).await;
+        assert!(one_more.is_err());
+        held.pop();
+        assert!(tokio::time::timeout(Duration::from_millis(1), pace.turn()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throttling_doubles_the_gap_once_a_burst_up_to_a_second() {
+        let pace = Pace::new();
+        for _ in 0..16 {
+            pace.slow_down();
+        }
+        let ten = turns(&pace, 11).await;
+        assert!((Duration::from_millis(100)..Duration::from_millis(120)).contains(&ten), "{ten:?}");
+        tokio::time::advance(SAME_BURST).await;
+        pace.slow_down();
+        let ten = turns(&pace, 11).await;
+        assert!((Duration::from_millis(190)..Duration::from_millis(240)).contains(&ten), "{ten:?}");
+        for _ in 0..20 {
+            tokio::time::advance(SAME_BURST).await;
+            pace.slow_down();
+        }
+        let ten = turns(&pace, 11).await;
+        assert!((Duration::from_secs(10)..Duration::from_millis(11_100)).contains(&ten), "{ten:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_bring_it_back_to_full_speed() {
+        let pace = Pace::new();
+        for _ in 0..20 {
+            tokio::time::advance(SAME_BURST).await;
+            pace.slow_down();
+        }
+        let mut answers = 0;
+        while pace.spacing.lock().unwrap().gap > Duration::ZERO {
+            pace.speed_up();
+            answers += 1;
+        }
+        assert!((100..1000).contains(&answers), "{answers}");
+        turns(&pace, 1).await;
+        assert_eq!(turns(&pace, 100).await, Duration::ZERO);
+    }
+}

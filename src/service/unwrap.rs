@@ -108,3 +108,116 @@ fn pause_after(attempt: u32) -> Duration {
 fn jittered(plugin: &Plugin, pause: Duration) -> Duration {
     pause.mul_f64(0.5 + plugin.random_fraction())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::fixture::{Line, ScriptedKek, annotations, begin_outage, dek, plugin};
+    use crate::service::keyring::Joined;
+    use tokio::time::Instant;
+
+    const AT_ONCE: Line = Line::Unwrap(Duration::ZERO);
+
+    /// One unwrap by a plugin with these KEKs; how it ended, and after how long.
+    async fn run(keks: &[&Arc<ScriptedKek>], outage: bool) -> (Result<(), Reason>, Duration) {
+        let plugin = plugin(keks, |_| {});
+        if outage {
+            begin_outage(&plugin);
+        }
+        let annotations = annotations("k", 1);
+        let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
+        let began = Instant::now();
+        let outcome = unwrap_dek(&plugin, &annotations, &Uid::parse("u"), &flight).await;
+        (outcome.map(|_| ()).map_err(|fault| fault.reason()), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_transient_faults_are_asked_again() {
+        for reason in Reason::ALL {
+            let kek = ScriptedKek::new("k", &[Line::Fail(*reason), AT_ONCE]);
+            let (outcome, _) = run(&[&kek], false).await;
+            if reason.class().is_transient() {
+                assert_eq!((outcome, kek.calls()), (Ok(()), 2), "{reason}");
+            } else {
+                assert_eq!((outcome, kek.calls()), (Err(*reason), 1), "{reason}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_with_jitter_and_attempts_end_after_a_lifetime() {
+        let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsUnreachable)]);
+        let (outcome, took) = run(&[&kek], false).await;
+        assert_eq!(outcome, Err(Reason::KmsUnreachable));
+        assert!(took <= LIFETIME && took > LIFETIME / 2, "{took:?}");
+        let times: Vec<_> = kek.heard().into_iter().map(|(when, _)| when).collect();
+        assert!((14..40).contains(&times.len()), "{} attempts", times.len());
+        for (n, pair) in times.windows(2).enumerate() {
+            let pause = pair[1].duration_since(pair[0]);
+            let middle = pause_after(u32::try_from(n).unwrap());
+            // A timer of the runtime has milliseconds.
+            let late = Duration::from_millis(2);
+            assert!(pause + late >= middle / 2 && pause <= middle * 3 / 2 + late, "{n}: {pause:?} of {middle:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kms_that_hangs_gets_more_time_each_time_and_is_called_unreachable() {
+        let kek = ScriptedKek::new("k", &[Line::Hang]);
+        let (outcome, took) = run(&[&kek], false).await;
+        assert_eq!(outcome, Err(Reason::KmsUnreachable));
+        assert!(took <= LIFETIME + Duration::from_secs(1), "{took:?}");
+        let given: Vec<_> = kek.heard().into_iter().map(|(_, timeout)| timeout).collect();
+        assert_eq!(given[..3], [FIRST_ATTEMPT, FIRST_ATTEMPT * 2, FIRST_ATTEMPT * 4]);
+        assert!(given.len() == 4 && given[3] < FIRST_ATTEMPT, "what is left of its life: {given:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_outage_there_is_one_short_attempt_unless_the_kms_throttles() {
+        let kek = ScriptedKek::new("k", &[Line::Hang]);
+        assert_eq!(run(&[&kek], true).await, (Err(Reason::KmsUnreachable), OUTAGE_ATTEMPT));
+        assert_eq!(kek.heard()[0].1, OUTAGE_ATTEMPT);
+        let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsUnreachable), AT_ONCE]);
+        assert_eq!(run(&[&kek], true).await, (Err(Reason::KmsUnreachable), Duration::ZERO));
+        let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsThrottled), AT_ONCE]);
+        assert_eq!(run(&[&kek], true).await.0, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_reader_is_asked_when_the_blob_is_not_of_the_first_and_only_then() {
+        for reason in Reason::ALL.iter().filter(|reason| !reason.class().is_transient()) {
+            let first = ScriptedKek::new("k", &[Line::Fail(*reason)]);
+            let (elsewhere, second) = (ScriptedKek::new("x", &[Line::Panic]), ScriptedKek::new("k", &[AT_ONCE]));
+            let (outcome, _) = run(&[&first, &elsewhere, &second], false).await;
+            let fits = *reason == Reason::WrappedDekRejected;
+            assert_eq!(outcome, if fits { Ok(()) } else { Err(*reason) }, "{reason}");
+            assert_eq!((elsewhere.calls(), second.calls()), (0, usize::from(fits)), "{reason}");
+        }
+        let both = ScriptedKek::new("k", &[Line::Fail(Reason::WrappedDekRejected)]);
+        assert_eq!(run(&[&both, &both], false).await.0, Err(Reason::WrappedDekRejected));
+        assert_eq!(both.calls(), 2);
+        let none = ScriptedKek::new("x", &[AT_ONCE]);
+        assert_eq!(run(&[&none], false).await.0, Err(Reason::KekNotConfigured));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn throttling_slows_the_pace_of_all_and_the_dek_is_the_right_one() {
+        let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsThrottled), AT_ONCE]);
+        let plugin = plugin(&[&kek], |_| {});
+        let annotations = annotations("k", 1);
+        let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
+        let found = unwrap_dek(&plugin, &annotations, &Uid::parse("u"), &flight).await.unwrap();
+        let began = Instant::now();
+        for _ in 0..10 {
+            drop(plugin.pace().turn().await);
+        }
+        assert!(began.elapsed() >= Duration::from_millis(80), "{:?}", began.elapsed());
+        let aad = crate::core::annotation::AdditionalData::bind(
+            &crate::core::key_id::KeyId::parse("k".to_owned()).unwrap(),
+            annotations.all(),
+        );
+        let sealed = dek(1).seal(&crate::os::OsEntropy, &aad, b"seed").unwrap();
+        let envelope = crate::core::envelope::Envelope::parse(&sealed).unwrap();
+        assert_eq!(**found.open(envelope, &aad).unwrap(), *b"seed");
+    }
+}

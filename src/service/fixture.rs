@@ -1,0 +1,171 @@
+//! For the tests of the service: a KEK that does as it is told, the runtime's paused clock, values to decrypt.
+
+use crate::core::annotation::{AdditionalData, Annotations, WrappedDek};
+use crate::core::context::WrapContext;
+use crate::core::dek::{DEK_LEN, Dek, DekBytes};
+use crate::core::fault::{Fault, Reason};
+use crate::core::health::State;
+use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
+use crate::core::key_id::KeyId;
+use crate::core::port::{Clock, Kek, KekCall, KekFuture, Moment, Unwrapped, Wrapped};
+use crate::core::uid::Uid;
+use crate::os::OsEntropy;
+use crate::service::decrypt::{DecryptInput, Opened};
+use crate::service::kek_set::{KekEntry, KekSet};
+use crate::service::observer::Unobserved;
+use crate::service::plugin::{Parts, Plugin, Published};
+use crate::service::settings::Settings;
+use crate::service::write_state::tests::settings;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The runtime's clock, which stands still until everybody waits (`start_paused`).
+#[derive(Debug)]
+pub(super) struct PausedClock(Instant);
+
+impl Clock for PausedClock {
+    fn now(&self) -> Moment {
+        Moment(u64::try_from(self.0.elapsed().as_nanos()).unwrap())
+    }
+}
+
+/// What a [`ScriptedKek`] does with one unwrap.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Line {
+    /// Unwraps, after this time.
+    Unwrap(Duration),
+    /// Fails at once.
+    Fail(Reason),
+    /// Answers nothing until the call's time is over.
+    Hang,
+    /// Panics.
+    Panic,
+}
+
+/// Its lines in order, the last one for ever.
+#[derive(Debug)]
+pub(super) struct ScriptedKek {
+    identity: &'static str,
+    lines: Vec<Line>,
+    heard: Mutex<Vec<(Instant, Duration)>>,
+}
+
+impl ScriptedKek {
+    pub(super) fn new(identity: &'static str, lines: &[Line]) -> Arc<Self> {
+        Arc::new(Self { identity, lines: lines.to_vec(), heard: Mutex::default() })
+    }
+
+    /// When it was asked, and with how much time.
+    pub(super) fn heard(&self) -> Vec<(Instant, Duration)> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.heard().len()
+    }
+}
+
+impl Kek for ScriptedKek {
+    fn kind(&self) -> KekKind {
+        KekKind::LOCAL
+    }
+
+    fn may_unwrap(&self, kek: &KekRef) -> bool {
+        kek.identity() == self.identity
+    }
+
+    fn wrap_dek<'a>(&'a self, _: &'a DekBytes, _: &'a WrapContext, _: &'a KekCall) -> KekFuture<'a, Wrapped> {
+        Box::pin(async { Err(Reason::KekUnusable.into()) })
+    }
+
+    fn unwrap_dek<'a>(
+        &'a self,
+        kek: &'a KekRef,
+        dek: &'a WrappedDek,
+        _: &'a WrapContext,
+        call: &'a KekCall,
+    ) -> KekFuture<'a, Unwrapped> {
+        let nth = {
+            let mut heard = self.heard.lock().unwrap();
+            heard.push((Instant::now(), call.timeout));
+            heard.len() - 1
+        };
+        let line = self.lines[nth.min(self.lines.len() - 1)];
+        Box::pin(async move {
+            match line {
+                Line::Unwrap(after) => {
+                    tokio::time::timeout(call.timeout, tokio::time::sleep(after))
+                        .await
+                        .map_err(|_| Reason::Deadline)?;
+                    let version = KekVersion { kek: kek.clone(), version: "v".to_owned() };
+                    Ok(Unwrapped { dek: raw_dek(dek.as_bytes()), version })
+                }
+                Line::Fail(reason) => Err(reason.into()),
+                Line::Hang => {
+                    tokio::time::sleep(call.timeout).await;
+                    Err(Reason::Deadline.into())
+                }
+                Line::Panic => panic!("as the script says"),
+            }
+        })
+    }
+}
+
+/// The DEK in a blob is the blob's beginning, over and over.
+fn raw_dek(blob: &[u8]) -> DekBytes {
+    let raw: Vec<u8> = blob.iter().copied().cycle().take(DEK_LEN).collect();
+    DekBytes::copy_from(&raw).unwrap()
+}
+
+/// The annotations of the `n`th DEK under the KEK `local:<identity>`.
+pub(super) fn annotations(identity: &str, n: u32) -> Annotations {
+    let kek = KekRef::new(KekKind::LOCAL, identity).unwrap();
+    Annotations::new(&kek, &WrappedDek::parse(n.to_be_bytes().to_vec()).unwrap())
+}
+
+/// The `n`th DEK.
+pub(super) fn dek(n: u32) -> Arc<Dek> {
+    Arc::new(Dek::new(&raw_dek(&n.to_be_bytes())).unwrap())
+}
+
+/// A plugin without a write state, which writes under the first KEK and reads under the others.
+pub(super) fn plugin(keks: &[&Arc<ScriptedKek>], change: impl FnOnce(&mut Settings)) -> Arc<Plugin> {
+    let mut entries = keks
+        .iter()
+        .map(|kek| KekEntry { kek: Arc::<ScriptedKek>::clone(kek), context: WrapContext::new(BTreeMap::new()) });
+    let keks = KekSet::new(entries.next().unwrap(), entries.collect());
+    let mut settings = settings();
+    change(&mut settings);
+    let clock = Arc::new(PausedClock(Instant::now()));
+    Arc::new(Plugin::new(
+        Parts { keks, settings, clock, entropy: Arc::new(OsEntropy), observer: Arc::new(Unobserved) },
+        None,
+    ))
+}
+
+/// As after a probe that found the KMS away.
+pub(super) fn begin_outage(plugin: &Plugin) {
+    let state = State::Coasting { because: Reason::KmsUnreachable, age: Duration::ZERO };
+    plugin.publish(Published::new(state, None, None, None, None));
+}
+
+/// Decrypts a value under the `n`th DEK of the KEK `k`, for a caller who waits so long.
+pub(super) async fn decrypt(plugin: &Arc<Plugin>, n: u32, patience: Duration) -> Result<Opened, Fault> {
+    let annotations = annotations("k", n);
+    let key_id = KeyId::parse("some-id".to_owned()).unwrap();
+    let aad = AdditionalData::bind(&key_id, annotations.all());
+    let ciphertext = dek(n).seal(&OsEntropy, &aad, &n.to_be_bytes()).unwrap();
+    let uid = Uid::parse("u");
+    let input = DecryptInput {
+        ciphertext: &ciphertext,
+        key_id: key_id.as_str().to_owned(),
+        annotations: annotations.all().clone(),
+        uid: &uid,
+        patience,
+    };
+    let opened = plugin.decrypt(input).await?;
+    assert_eq!(*opened.plaintext, n.to_be_bytes());
+    Ok(opened)
+}
