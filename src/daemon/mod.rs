@@ -50,6 +50,9 @@ pub struct Options {
     pub take_over: bool,
 }
 
+/// How often the announcement looks for the first write state.
+const ANNOUNCE_LOOK: Duration = Duration::from_millis(50);
+
 /// How serving ended.
 type Served = Result<(), tonic::transport::Error>;
 
@@ -264,7 +267,7 @@ async fn serve_http(address: std::net::SocketAddr, pages: Arc<HealthPages>, stop
 /// Waits for the first write state and says so.
 async fn announce(plugin: Arc<Plugin>, endpoint: String, on_ready: Option<OnReady>) {
     while plugin.published().write.is_none() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(ANNOUNCE_LOOK).await;
     }
     if memory::unlocked_bytes() > 0 {
         tracing::warn!(

@@ -319,10 +319,8 @@ impl Flight {
             }
             // SECURITY: what was wrapped under a dead KEK, or a dead version of it, is not served any more. Only this blob:
             // others may be under another version of the same KEK, and the supervisor's probe judges the KEK as a whole.
-            Class::KekDead => {
-                if inner.entries.remove(&self.slot).is_some() {
-                    self.keyring.observer.keyring(KeyringEvent::Wiped);
-                }
+            Class::KekDead if inner.entries.remove(&self.slot).is_some() => {
+                self.keyring.observer.keyring(KeyringEvent::Wiped);
             }
             _ => {}
         }

@@ -165,7 +165,7 @@ mod tests {
         for content in ["", "{", "[]", "{\"version\":2,\"keyId\":\"A\"}", "{\"version\":1,\"keyId\":\"\"}"] {
             let dir = tempfile::tempdir().unwrap();
             let file = StateFile::new(dir.path());
-            std::fs::write(file.path(), content).unwrap();
+            durable::write(file.path(), content.as_bytes(), Existing::Replace).unwrap();
             assert_eq!(file.load(), Remembered::default(), "{content}");
             assert!(!file.path().exists());
             let aside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
