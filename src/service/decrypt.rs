@@ -180,7 +180,7 @@ impl Plugin {
                 self.observer().keyring(KeyringEvent::Miss);
                 let plugin = Arc::clone(self);
                 let (annotations, uid) = (annotations.clone(), uid.clone());
-                // INVARIANT: a task of its own, so that it outlives the caller (contract.md 19, item 58).
+                // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
                 tokio::spawn(
                     async move {
                         let outcome = unwrap::unwrap_dek(&plugin, &annotations, &uid).await;

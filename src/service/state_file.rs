@@ -75,7 +75,7 @@ impl StateFile {
                 let aside = self.path.with_extension(format!("json.damaged.{}", std::process::id()));
                 let moved = std::fs::rename(&self.path, &aside);
                 tracing::warn!(
-                    target: "kube_kms::state", path = %self.path.display(), set_aside = %aside.display(), %cause,
+                    target: "kube_kms::state", path = %self.path.display(), set_aside = %aside.display(), error = %cause,
                     moved = moved.is_ok(),
                     "the state file cannot be used and was set aside; this node has forgotten which key_ids it reported"
                 );

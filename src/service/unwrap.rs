@@ -54,7 +54,7 @@ pub(super) async fn unwrap_dek(plugin: &Plugin, annotations: &Annotations, uid: 
         }
         tracing::warn!(
             target: "kube_kms::unwrap", %uid, kek = %annotations.kek(), reason = fault.reason().label(),
-            attempt, cause = fault.causes(), "unwrapping a data key failed"
+            attempt, error = fault.causes(), "unwrapping a data key failed"
         );
         let pause = jittered(plugin, pause_after(attempt));
         let is_over = clock.now().since(began).saturating_add(pause) >= LIFETIME;

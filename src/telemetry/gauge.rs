@@ -2,7 +2,7 @@
 //!
 //! Guarantees: what is not known is absent rather than zero; there is at most one `kube_kms_key_info`, and the KEK's
 //! identity (an ARN names an account) is never a label. Refuses to know where the snapshot comes from.
-//! SPEC: contract.md 19 items 85 and 88; docs/observability.md.
+//! SPEC: docs/conformance.md items 85 and 88; docs/observability.md.
 
 use crate::core::health::State;
 use crate::service::snapshot::Snapshot;

@@ -3,9 +3,9 @@
 //! Guarantees: labels are bounded (enums and constants of the code, never text from a request or a KMS); counting an
 //! RPC or a keyring event looks nothing up and allocates nothing. Gauges are made afresh from a snapshot for every
 //! scrape ([`crate::telemetry::gauge`]), so a series that has ended cannot linger. Refuses to know HTTP.
-//! SPEC: OpenMetrics 1.0; contract.md 19 items 85, 86, 88; docs/observability.md.
+//! SPEC: OpenMetrics 1.0; docs/conformance.md items 85, 86, 88; docs/observability.md.
 
-use crate::core::fault::{Code, Reason};
+use crate::core::fault::Reason;
 use crate::core::kek_ref::KekKind;
 use crate::os::wall_clock;
 use crate::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
@@ -85,7 +85,7 @@ impl OfRpc {
     ) -> Self {
         let rpc = ("rpc", rpc.label());
         let failed = |reason: &Reason| {
-            let code = code_label(reason.class().code());
+            let code = reason.class().code().label();
             requests.get_or_create_owned(&[rpc, ("code", code), ("reason", reason.label())])
         };
         Self {
@@ -235,20 +235,6 @@ const fn kek_call_labels(kind: &'static str, operation: KekOperation, reason: &'
     [("provider", kind), ("operation", operation.label()), ("reason", reason)]
 }
 
-/// A gRPC code as kube-apiserver spells it in its label `grpc_status_code`. SPEC: contract.md 14.1.
-const fn code_label(code: Code) -> &'static str {
-    match code {
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,7 +288,7 @@ mod tests {
         for rpc in RPCS {
             for reason in Reason::ALL {
                 let effects = effect(|m| m.rpc(rpc, Err(*reason), Duration::from_secs(100)));
-                let (code, label, rpc) = (code_label(reason.class().code()), reason.label(), rpc.label());
+                let (code, label, rpc) = (reason.class().code().label(), reason.label(), rpc.label());
                 let series =
                     format!(r#"kube_kms_rpc_requests_total{{code="{code}",reason="{label}",rpc="{rpc}"}} 0→1"#);
                 // A hundred seconds: only the bucket +Inf, the count and the sum.
