@@ -141,6 +141,10 @@ impl Plugin {
                 self.observer().keyring(KeyringEvent::RefusedAgain);
                 return Err(fault);
             }
+            Found::Excused(entry) => {
+                self.observer().keyring(KeyringEvent::ServedExpired);
+                return Ok((entry, DekSource::Expired));
+            }
             Found::Expired(entry) if outage => {
                 self.observer().keyring(KeyringEvent::ServedExpired);
                 return Ok((entry, DekSource::Expired));
@@ -156,6 +160,7 @@ impl Plugin {
         match (self.unwrapped(annotations, uid, patience, outage).await, expired) {
             (Ok(found), _) => Ok(found),
             (Err(fault), Some(entry)) if self.may_serve_expired(&fault) => {
+                entry.excuse(self.clock().now());
                 self.observer().keyring(KeyringEvent::ServedExpired);
                 Ok((entry, DekSource::Expired))
             }

@@ -73,7 +73,7 @@ impl Supervisor {
             let plugin = Arc::clone(&self.plugin);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = plugin.renewal().notified() => {}
+                () = plugin.wake().notified() => {}
                 reload = reloads.recv() => match reload {
                     Some(reload) => self.reload(reload).await,
                     None => return,

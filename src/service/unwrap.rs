@@ -56,6 +56,9 @@ pub(super) async fn unwrap_dek(plugin: &Plugin, annotations: &Annotations, uid: 
             target: "kube_kms::unwrap", %uid, kek = %annotations.kek(), reason = fault.reason().label(),
             attempt, error = fault.causes(), "unwrapping a data key failed"
         );
+        if fault.class().is_transient() && !outage {
+            plugin.suspect_outage();
+        }
         let pause = jittered(plugin, pause_after(attempt));
         let is_over = clock.now().since(began).saturating_add(pause) >= LIFETIME;
         if !fault.class().is_transient() || is_over || (outage && fault.reason() != Reason::KmsThrottled) {
