@@ -21,4 +21,5 @@
 
 mod fake_kms_is_honest;
 mod smoke;
+mod stuck_log;
 mod support;

@@ -235,7 +235,7 @@ mod tests {
             self.snapshot.lock().unwrap().clone()
         }
         fn metrics(&self) -> String {
-            self.metrics.encode(&self.snapshot(), 4096, 0)
+            self.metrics.encode(&self.snapshot(), crate::telemetry::ProcessFacts::default())
         }
     }
 

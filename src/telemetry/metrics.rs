@@ -10,7 +10,7 @@ use crate::core::kek_ref::KekKind;
 use crate::os::wall_clock;
 use crate::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
 use crate::service::snapshot::Snapshot;
-use crate::telemetry::gauge;
+use crate::telemetry::gauge::{self, ProcessFacts};
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -152,15 +152,14 @@ impl Metrics {
         }
     }
 
-    /// The whole page, of [`CONTENT_TYPE`]. `locked` and `unlocked` are the bytes of secrets in memory that is, or could
-    /// not be, locked ([`crate::memory`]).
+    /// The whole page, of [`CONTENT_TYPE`].
     #[must_use]
-    pub fn encode(&self, snapshot: &Snapshot, locked: usize, unlocked: usize) -> String {
+    pub fn encode(&self, snapshot: &Snapshot, process: ProcessFacts) -> String {
         let last_rotation = match self.last_rotation.load(Ordering::Relaxed) {
             0 => None,
             seconds => Some(Duration::from_secs(seconds)),
         };
-        let now = gauge::registry(snapshot, gauge::SecretMemory { locked, unlocked }, last_rotation);
+        let now = gauge::registry(snapshot, process, last_rotation);
         let mut page = String::new();
         let written = encode_registry(&mut page, &self.registry)
             .and_then(|()| encode_registry(&mut page, &now))
@@ -243,7 +242,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn page(metrics: &Metrics) -> Page {
-        Page::parse(&metrics.encode(&snapshot(), 4096, 0)).unwrap()
+        Page::parse(&metrics.encode(&snapshot(), ProcessFacts { locked: 4096, ..ProcessFacts::default() })).unwrap()
     }
 
     /// The samples that differ after `act`, as `name{labels} before→after`; a sample that was not there was 0.
@@ -402,7 +401,7 @@ mod tests {
         let mut rotated = snapshot();
         rotated.kek.as_mut().unwrap().version = "other".to_owned();
         rotated.key_id = Some(KeyId::derive(rotated.kek.as_ref().unwrap(), 0));
-        let page = Page::parse(&metrics.encode(&rotated, 0, 0)).unwrap();
+        let page = Page::parse(&metrics.encode(&rotated, ProcessFacts::default())).unwrap();
         let infos: Vec<_> = page.samples_of("kube_kms_key_info").collect();
         assert_eq!(infos.len(), 1);
         let id = rotated.key_id.unwrap();
@@ -415,7 +414,7 @@ mod tests {
     #[test]
     fn the_arn_is_nowhere_on_the_page() {
         assert!(snapshot().kek.unwrap().kek.as_str().contains("arn:aws"));
-        let text = Metrics::new().encode(&snapshot(), 0, 0);
+        let text = Metrics::new().encode(&snapshot(), ProcessFacts::default());
         assert!(!text.contains("arn:") && !text.contains("111122223333"), "{text}");
     }
 
