@@ -14,10 +14,13 @@ async fn requests_are_served_while_nobody_reads_the_log() {
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     let mut client = loop {
-        match KmsClient::connect(Target::File(site.socket()), Duration::from_secs(3)).await {
-            Ok(mut client) if client.status().await.is_ok() => break client,
-            _ => assert!(began.elapsed() < PATIENCE, "it never served"),
+        let connected = KmsClient::connect(Target::File(site.socket()), Duration::from_secs(3)).await;
+        if let Ok(mut client) = connected
+            && client.status().await.is_ok()
+        {
+            break client;
         }
+        assert!(began.elapsed() < PATIENCE, "it never served");
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     let (seed, answer) = sealed(&mut client).await;
