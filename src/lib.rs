@@ -5,6 +5,8 @@
 //! of them: [`memory`] (locked memory), [`durable`] (atomic files) and, for whoever wires things together, [`os`]
 //! (clock and entropy). Start reading at [`service::plugin`]; ARCHITECTURE.md has the map.
 
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "in a test an overflow is a failure like any other"))]
+
 pub mod api;
 pub mod cli;
 pub mod client;

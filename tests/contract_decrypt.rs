@@ -1,4 +1,4 @@
-//! contract.md 19 D: what kube-apiserver may expect of Decrypt, against the real binary on a real socket, on both KEKs.
+//! docs/conformance.md, D: what kube-apiserver may expect of Decrypt, against the real binary on a real socket, on both KEKs.
 //!
 //! Every refusal goes through [`refused`], so every one of them is held to item 55: the code of its class, a constant
 //! phrase and the uid, and not one byte more. Nothing here probes during a test ([`calm`]), so every unwrap is a Decrypt's.
@@ -73,6 +73,11 @@ pub(crate) async fn unwraps(running: &Running) -> usize {
     let ours =
         page.lines().filter(|l| l.starts_with("kube_kms_kek_calls_total{") && l.contains(r#"operation="unwrap""#));
     ours.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+}
+
+/// Unwraps that Decrypts have started.
+pub(crate) async fn misses(running: &Running) -> f64 {
+    running.metric(r#"kube_kms_keyring_events_total{event="miss"}"#).await
 }
 
 /// A new version of the KEK, current at once. A running plugin finds out when it probes.

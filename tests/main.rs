@@ -23,4 +23,5 @@ mod contract_decrypt;
 mod fake_kms_is_honest;
 mod smoke;
 mod storm;
+mod stuck_log;
 mod support;

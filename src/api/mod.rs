@@ -14,6 +14,7 @@ pub mod codec;
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::arithmetic_side_effects,
+    clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
 pub mod v2 {

@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn annotation_names_are_judged_as_kube_apiserver_judges_them() {
-        // SPEC: the lists of TestValidateAnnotations and of apimachinery's own tests (contract.md 4).
+        // SPEC: the lists of TestValidateAnnotations and of apimachinery's own tests.
         for good in [
             "a.com",
             "k8s.io",

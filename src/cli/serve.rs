@@ -53,6 +53,8 @@ fn failure(error: &StartError) -> Failure {
 fn print_setup(ready: &Ready) {
     let key_id = ready.snapshot.key_id.as_ref().map_or("", |k| k.as_str());
     let endpoint = &ready.endpoint;
+    // As it was started: from a build directory the name alone would not be found.
+    let program = std::env::current_exe().map_or_else(|_| "kube-kms".to_owned(), |path| path.display().to_string());
     output::line(format!(
         "kube-kms is serving.
 
@@ -75,7 +77,7 @@ EncryptionConfiguration for kube-apiserver (--encryption-provider-config):
 
 Try it:
 
-  kube-kms probe --socket {endpoint}
+  {program} probe --socket {endpoint}
 "
     ));
 }

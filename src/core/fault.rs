@@ -30,6 +30,23 @@ pub enum Code {
     DataLoss = 15,
 }
 
+impl Code {
+    /// As kube-apiserver spells it in its label `grpc_status_code`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "InvalidArgument",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::ResourceExhausted => "ResourceExhausted",
+            Self::FailedPrecondition => "FailedPrecondition",
+            Self::Internal => "Internal",
+            Self::Unavailable => "Unavailable",
+            Self::DataLoss => "DataLoss",
+        }
+    }
+}
+
 /// Who is at fault and whether trying again helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {

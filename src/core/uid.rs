@@ -12,7 +12,7 @@ const KEPT: usize = 64;
 pub struct Uid(String);
 
 impl Uid {
-    /// Takes any text; never fails, because a request with a strange uid is still served (contract.md 19, item 38).
+    /// Takes any text; never fails, because a request with a strange uid is still served (docs/conformance.md, item 38).
     #[must_use]
     pub fn parse(text: &str) -> Self {
         if text.is_empty() {

@@ -1,7 +1,7 @@
 //! Takes from this process what it does not need: core dumps, being traced, new privileges, files that others may read.
 //!
 //! Guarantees: every step is tried, read back from the kernel where it can be, and reported; none is fatal, because a
-//! plugin that does not start takes the control plane down. Refuses to know: configuration. SPEC: design 6; prctl(2),
+//! plugin that does not start takes the control plane down. Refuses to know: configuration. SPEC: SECURITY.md; prctl(2),
 //! setrlimit(2), core(5).
 
 use rustix::fs::Mode;

@@ -21,7 +21,7 @@ use crate::service::plugin::{Parts, Plugin};
 use crate::service::snapshot::Snapshot;
 use crate::service::state_file::StateFile;
 use crate::service::supervisor::Supervisor;
-use crate::telemetry::log::{self, LevelHandle};
+use crate::telemetry::log::{self, Logging};
 use crate::telemetry::metrics::Metrics;
 use crate::transport::accept::Incoming;
 use crate::transport::address::{AddressError, SocketAddress};
@@ -49,6 +49,11 @@ pub struct Options {
     /// Bind although another instance is listening there.
     pub take_over: bool,
 }
+
+/// How long blocking threads may take to end.
+const BLOCKING_END: Duration = Duration::from_secs(1);
+/// How often the announcement looks for the first write state.
+const ANNOUNCE_LOOK: Duration = Duration::from_millis(50);
 
 /// How serving ended.
 type Served = Result<(), tonic::transport::Error>;
@@ -103,7 +108,7 @@ pub enum StartError {
 /// [`StartError`], before anything is served.
 pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartError> {
     let config = config::load(&options.config)?;
-    let log_level = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
+    let logging = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
     tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
     report_hardening();
     // Before there are threads: the socket's umask is process-wide, and activation takes variables from the environment.
@@ -117,7 +122,10 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
         .enable_all()
         .build()
         .map_err(|e| StartError::System(format!("the runtime cannot start: {e}")))?;
-    runtime.block_on(serve(options, config, bound, allowed, log_level, on_ready))
+    let served = runtime.block_on(serve(options, config, bound, allowed, &logging, on_ready));
+    // A disk that hangs under a blocking thread must not keep the process.
+    runtime.shutdown_timeout(BLOCKING_END);
+    served
 }
 
 fn report_hardening() {
@@ -150,7 +158,7 @@ async fn serve(
     config: Config,
     bound: BoundSocket,
     allowed: AllowedUids,
-    log_level: LevelHandle,
+    logging: &Logging,
     on_ready: Option<OnReady>,
 ) -> Result<(), StartError> {
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
@@ -176,12 +184,13 @@ async fn serve(
 
     let (stop, stopped) = watch::channel(false);
     if let Some(address) = config.http {
-        let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics));
+        let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics, logging.dropped.clone()));
         tokio::spawn(serve_http(address, pages, stopped.clone()));
     }
     let endpoint = bound.address().endpoint();
     tokio::spawn(announce(Arc::clone(&plugin), endpoint.clone(), on_ready));
-    let mut reloader = reload::Reloader::new(&options.config, config, Arc::clone(&entropy), reloads, log_level);
+    let mut reloader =
+        reload::Reloader::new(&options.config, config, Arc::clone(&entropy), reloads, logging.level.clone());
 
     let (listener, socket_file) = bound.into_parts();
     let incoming =
@@ -264,7 +273,7 @@ async fn serve_http(address: std::net::SocketAddr, pages: Arc<HealthPages>, stop
 /// Waits for the first write state and says so.
 async fn announce(plugin: Arc<Plugin>, endpoint: String, on_ready: Option<OnReady>) {
     while plugin.published().write.is_none() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(ANNOUNCE_LOOK).await;
     }
     if memory::unlocked_bytes() > 0 {
         tracing::warn!(

@@ -4,8 +4,9 @@ use crate::config;
 use crate::memory;
 use crate::service::plugin::Plugin;
 use crate::service::snapshot::Snapshot;
+use crate::telemetry::ProcessFacts;
 use crate::telemetry::http::Pages;
-use crate::telemetry::log::{LogFormat, LogLevel};
+use crate::telemetry::log::{DroppedLines, LogFormat, LogLevel};
 use crate::telemetry::metrics::Metrics;
 use std::sync::Arc;
 
@@ -14,13 +15,14 @@ use std::sync::Arc;
 pub struct HealthPages {
     plugin: Arc<Plugin>,
     metrics: Arc<Metrics>,
+    dropped: DroppedLines,
 }
 
 impl HealthPages {
     /// Pages about this plugin.
     #[must_use]
-    pub const fn new(plugin: Arc<Plugin>, metrics: Arc<Metrics>) -> Self {
-        Self { plugin, metrics }
+    pub const fn new(plugin: Arc<Plugin>, metrics: Arc<Metrics>, dropped: DroppedLines) -> Self {
+        Self { plugin, metrics, dropped }
     }
 }
 
@@ -30,7 +32,12 @@ impl Pages for HealthPages {
     }
 
     fn metrics(&self) -> String {
-        self.metrics.encode(&self.plugin.snapshot(), memory::locked_bytes(), memory::unlocked_bytes())
+        let process = ProcessFacts {
+            locked: memory::locked_bytes(),
+            unlocked: memory::unlocked_bytes(),
+            log_lines_dropped: self.dropped.count(),
+        };
+        self.metrics.encode(&self.plugin.snapshot(), process)
     }
 }
 

@@ -25,34 +25,34 @@ pub struct RequestLog {
 struct Window {
     began: Moment,
     written: u32,
-    left_out: u64,
+    unreported: u64,
 }
 
 impl RequestLog {
     /// A request that was served. `detail` says how: for Decrypt, where the DEK came from.
     pub fn served(&self, rpc: Rpc, uid: &Uid, key_id: &dyn Display, detail: &'static str, elapsed: Duration) {
-        let micros = micros(elapsed);
+        let elapsed_us = microseconds(elapsed);
         if rpc == Rpc::Status {
-            tracing::debug!(target: "kube_kms::rpc", rpc = rpc.label(), outcome = "ok", %key_id, healthz = detail, micros, "served");
+            tracing::debug!(target: "kube_kms::rpc", rpc = rpc.label(), outcome = "ok", %key_id, healthz = detail, elapsed_us, "served");
         } else {
-            tracing::info!(target: "kube_kms::rpc", rpc = rpc.label(), %uid, outcome = "ok", %key_id, dek = detail, micros, "served");
+            tracing::info!(target: "kube_kms::rpc", rpc = rpc.label(), %uid, outcome = "ok", %key_id, dek = detail, elapsed_us, "served");
         }
     }
 
     /// A request that failed.
     pub fn failed(&self, rpc: Rpc, uid: &Uid, fault: &Fault, elapsed: Duration, now: Moment) {
-        let (rpc, outcome, class, micros) =
-            (rpc.label(), fault.reason().label(), fault.class().label(), micros(elapsed));
+        let (rpc, outcome, code) = (rpc.label(), fault.reason().label(), fault.class().code().label());
+        let elapsed_us = microseconds(elapsed);
         match fault.class() {
             Class::Malformed | Class::PeerRefused => {
-                let Some(left_out) = self.admit(now) else { return };
-                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, class, micros, left_out, "refused: {fault}");
+                let Some(unreported) = self.admit(now) else { return };
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, unreported, "refused: {fault}");
             }
             Class::KekDead | Class::OpenFailed | Class::Broken => {
-                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, class, micros, cause = fault.causes(), "failed: {fault}");
+                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.causes(), "failed: {fault}");
             }
             _ => {
-                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, class, micros, cause = fault.causes(), "failed: {fault}");
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.causes(), "failed: {fault}");
             }
         }
     }
@@ -65,15 +65,15 @@ impl RequestLog {
             window.written = 0;
         }
         if window.written >= PER_WINDOW {
-            window.left_out = window.left_out.saturating_add(1);
+            window.unreported = window.unreported.saturating_add(1);
             return None;
         }
         window.written = window.written.saturating_add(1);
-        Some(std::mem::take(&mut window.left_out))
+        Some(std::mem::take(&mut window.unreported))
     }
 }
 
-fn micros(elapsed: Duration) -> u64 {
+fn microseconds(elapsed: Duration) -> u64 {
     u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_cut_and_the_next_line_says_how_much_was_left_out() {
+    fn a_flood_is_cut_and_the_next_line_says_how_much_was_unreported() {
         let log = RequestLog::default();
         let admitted = (0..100).filter(|_| log.admit(Moment(5)).is_some()).count();
         assert_eq!(admitted, 10);

@@ -142,6 +142,10 @@ impl Plugin {
                 self.observer().keyring(KeyringEvent::RefusedAgain);
                 return Err(fault);
             }
+            Found::Excused(entry) => {
+                self.observer().keyring(KeyringEvent::ServedExpired);
+                return Ok((entry, DekSource::Expired));
+            }
             Found::Expired(entry) if outage => {
                 self.observer().keyring(KeyringEvent::ServedExpired);
                 return Ok((entry, DekSource::Expired));
@@ -157,6 +161,7 @@ impl Plugin {
         match (self.unwrapped(annotations, uid, patience, outage).await, expired) {
             (Ok(found), _) => Ok(found),
             (Err(fault), Some(entry)) if self.may_serve_expired(&fault) => {
+                entry.excuse(self.clock().now());
                 self.observer().keyring(KeyringEvent::ServedExpired);
                 Ok((entry, DekSource::Expired))
             }
@@ -181,7 +186,7 @@ impl Plugin {
                 self.observer().keyring(KeyringEvent::Miss);
                 let plugin = Arc::clone(self);
                 let (annotations, uid) = (annotations.clone(), uid.clone());
-                // INVARIANT: a task of its own, so that it outlives the caller (contract.md 19, item 58).
+                // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
                 tokio::spawn(
                     async move {
                         let outcome = unwrap::unwrap_dek(&plugin, &annotations, &uid, &flight).await;
@@ -210,7 +215,7 @@ impl Plugin {
 /// Waits for the end of an unwrap; `None` when it does not come within `patience`.
 ///
 /// Half of the time is for a KMS that fails and recovers; after that a KMS that is failing is called unreachable, well
-/// before the caller's deadline (contract.md 19, item 60). One that is slow or throttles us has all of it.
+/// before the caller's deadline (docs/conformance.md, item 60). One that is slow or throttles us has all of it.
 async fn settled(waiting: &mut watch::Receiver<Progress>, patience: Duration) -> Option<Outcome> {
     let first_half = patience.checked_div(2).unwrap_or_default();
     let is_over = |progress: &Progress| matches!(progress, Progress::Settled(_));

@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 /// How long a blob that the KMS refused as damaged or foreign is refused without asking again.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// How long a DEK past its time serves without asking again, after the KMS did not answer.
+const EXCUSED_FOR_NANOS: u64 = 10_000_000_000;
 /// Refused blobs that are remembered at most.
 const REFUSED_MAX: usize = 1024;
 
@@ -33,6 +35,7 @@ pub struct Entry {
     dek: Arc<Dek>,
     unwrapped: Moment,
     last_used: AtomicU64,
+    excused: AtomicU64,
     binding: OnceLock<Binding>,
 }
 
@@ -60,6 +63,11 @@ impl Entry {
         }
     }
 
+    /// Past its time, and the KMS did not answer: it serves for a while without waiting for the KMS again.
+    pub fn excuse(&self, now: Moment) {
+        self.excused.store(now.0.saturating_add(EXCUSED_FOR_NANOS), Ordering::Relaxed);
+    }
+
     /// Remembers the additional data of a request that opened.
     pub fn remember(&self, key_id: KeyId, annotations: Annotations, aad: AdditionalData) {
         self.binding.get_or_init(|| Binding { key_id, annotations, aad });
@@ -73,6 +81,8 @@ pub enum Found {
     Fresh(Arc<Entry>),
     /// A DEK past its time: to be unwrapped again, and good while the KMS is away.
     Expired(Arc<Entry>),
+    /// As expired, but the KMS did not answer a moment ago: to be served.
+    Excused(Arc<Entry>),
     /// The KMS refused this blob a moment ago.
     Refused(Fault),
     /// Nothing.
@@ -182,7 +192,13 @@ impl Keyring {
         if let Some(entry) = inner.entries.get(&slot) {
             entry.last_used.store(now.0, Ordering::Relaxed);
             let entry = Arc::clone(entry);
-            return if now.since(entry.unwrapped) < inner.ttl { Found::Fresh(entry) } else { Found::Expired(entry) };
+            return if now.since(entry.unwrapped) < inner.ttl {
+                Found::Fresh(entry)
+            } else if now.0 < entry.excused.load(Ordering::Relaxed) {
+                Found::Excused(entry)
+            } else {
+                Found::Expired(entry)
+            };
         }
         match inner.refused.get(&slot) {
             Some((when, fault)) if now.since(*when) < REFUSED_FOR => Found::Refused(fault.clone()),
@@ -252,7 +268,13 @@ impl Keyring {
 
     /// Puts a DEK in that needs no unwrap, because it was just proven: the one of a new write state.
     pub fn insert(&self, annotations: &Annotations, dek: Arc<Dek>, now: Moment) -> Arc<Entry> {
-        let entry = Arc::new(Entry { dek, unwrapped: now, last_used: AtomicU64::new(now.0), binding: OnceLock::new() });
+        let entry = Arc::new(Entry {
+            dek,
+            unwrapped: now,
+            last_used: AtomicU64::new(now.0),
+            excused: AtomicU64::new(0),
+            binding: OnceLock::new(),
+        });
         let mut inner = self.lock();
         self.put(&mut inner, Slot::of(annotations), Arc::clone(&entry));
         entry
@@ -307,8 +329,13 @@ impl Flight {
         inner.flights.remove(&self.slot);
         let shared = match outcome {
             Ok(dek) => {
-                let entry =
-                    Arc::new(Entry { dek, unwrapped: now, last_used: AtomicU64::new(now.0), binding: OnceLock::new() });
+                let entry = Arc::new(Entry {
+                    dek,
+                    unwrapped: now,
+                    last_used: AtomicU64::new(now.0),
+                    excused: AtomicU64::new(0),
+                    binding: OnceLock::new(),
+                });
                 if self.generation == inner.generation {
                     self.keyring.put(&mut inner, self.slot.clone(), Arc::clone(&entry));
                 }
@@ -337,10 +364,8 @@ impl Flight {
             }
             // SECURITY: what was wrapped under a dead KEK, or a dead version of it, is not served any more. Only this blob:
             // others may be under another version of the same KEK, and the supervisor's probe judges the KEK as a whole.
-            Class::KekDead => {
-                if inner.entries.remove(&self.slot).is_some() {
-                    self.keyring.observer.keyring(KeyringEvent::Wiped);
-                }
+            Class::KekDead if inner.entries.remove(&self.slot).is_some() => {
+                self.keyring.observer.keyring(KeyringEvent::Wiped);
             }
             _ => {}
         }

@@ -101,7 +101,7 @@ pub struct Plugin {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     observer: Arc<dyn Observer>,
-    renewal: Notify,
+    wake: Notify,
 }
 
 impl Plugin {
@@ -121,7 +121,7 @@ impl Plugin {
             clock,
             entropy,
             observer,
-            renewal: Notify::new(),
+            wake: Notify::new(),
         }
     }
 
@@ -143,7 +143,7 @@ impl Plugin {
         let write = published.write.as_ref().ok_or(Reason::Starting)?;
         let sealed = write.seal(&*self.entropy, plaintext)?;
         if sealed.renewal_due {
-            self.renewal.notify_one();
+            self.wake.notify_one();
         }
         Ok(Encrypted { ciphertext: sealed.ciphertext, write: Arc::clone(write) })
     }
@@ -237,8 +237,15 @@ impl Plugin {
         &*self.observer
     }
 
-    pub(super) const fn renewal(&self) -> &Notify {
-        &self.renewal
+    /// Wakes the supervisor before its time: a DEK is used up, or an outage is suspected.
+    pub(super) const fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    /// An unwrap failed in a way that an outage would explain: the supervisor looks now and not at the next interval, so
+    /// that expired DEKs serve at once and callers hear soon.
+    pub(super) fn suspect_outage(&self) {
+        self.wake.notify_one();
     }
 
     /// A number from 0 (inclusive) to 1, for jitter; 0.5 when there is no randomness.

@@ -75,7 +75,7 @@ impl StateFile {
                 let aside = self.path.with_extension(format!("json.damaged.{}", std::process::id()));
                 let moved = std::fs::rename(&self.path, &aside);
                 tracing::warn!(
-                    target: "kube_kms::state", path = %self.path.display(), set_aside = %aside.display(), %cause,
+                    target: "kube_kms::state", path = %self.path.display(), set_aside = %aside.display(), error = %cause,
                     moved = moved.is_ok(),
                     "the state file cannot be used and was set aside; this node has forgotten which key_ids it reported"
                 );
@@ -165,7 +165,7 @@ mod tests {
         for content in ["", "{", "[]", "{\"version\":2,\"keyId\":\"A\"}", "{\"version\":1,\"keyId\":\"\"}"] {
             let dir = tempfile::tempdir().unwrap();
             let file = StateFile::new(dir.path());
-            std::fs::write(file.path(), content).unwrap();
+            durable::write(file.path(), content.as_bytes(), Existing::Replace).unwrap();
             assert_eq!(file.load(), Remembered::default(), "{content}");
             assert!(!file.path().exists());
             let aside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
 /// Failed probes are repeated after this time, doubled each time, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-/// So that recovery is noticed within 10 s (contract.md 19, item 28).
+/// So that recovery is noticed within 10 s (docs/conformance.md, item 28).
 const RETRY_LONGEST: Duration = Duration::from_secs(8);
 /// A KMS that throttles us is asked less often than when all is well, not more.
 const THROTTLED_FACTOR: u32 = 2;
@@ -73,7 +73,7 @@ impl Supervisor {
             let plugin = Arc::clone(&self.plugin);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = plugin.renewal().notified() => {}
+                () = plugin.wake().notified() => {}
                 reload = reloads.recv() => match reload {
                     Some(reload) => self.reload(reload).await,
                     None => return,
@@ -180,7 +180,7 @@ impl Supervisor {
         self.record = self.record.after_failure(fault.reason(), self.plugin.clock().now(), &settings.policy);
         tracing::warn!(
             target: "kube_kms::health", reason = fault.reason().label(), failures = self.record.failures(),
-            cause = fault.causes(), "the probe of the KEK failed: {}", fault.reason().phrase()
+            error = fault.causes(), "the probe of the KEK failed: {}", fault.reason().phrase()
         );
     }
 

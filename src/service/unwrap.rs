@@ -60,8 +60,11 @@ pub(super) async fn unwrap_dek(
         }
         tracing::warn!(
             target: "kube_kms::unwrap", %uid, kek = %annotations.kek(), reason = fault.reason().label(),
-            attempt, cause = fault.causes(), "unwrapping a data key failed"
+            attempt, error = fault.causes(), "unwrapping a data key failed"
         );
+        if fault.class().is_transient() && !outage {
+            plugin.suspect_outage();
+        }
         let pause = jittered(plugin, pause_after(attempt));
         let fault = unanswered(fault);
         let is_over = clock.now().since(began).saturating_add(pause) >= LIFETIME;

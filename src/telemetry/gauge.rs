@@ -2,10 +2,11 @@
 //!
 //! Guarantees: what is not known is absent rather than zero; there is at most one `kube_kms_key_info`, and the KEK's
 //! identity (an ARN names an account) is never a label. Refuses to know where the snapshot comes from.
-//! SPEC: contract.md 19 items 85 and 88; docs/observability.md.
+//! SPEC: docs/conformance.md items 85 and 88; docs/observability.md.
 
 use crate::core::health::State;
 use crate::service::snapshot::Snapshot;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
@@ -15,17 +16,19 @@ use std::time::Duration;
 /// Before every name.
 pub(super) const PREFIX: &str = "kube_kms";
 
-/// Bytes of memory that holds secrets.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SecretMemory {
-    /// Locked, never swapped.
-    pub(super) locked: usize,
-    /// Not lockable, for want of RLIMIT_MEMLOCK.
-    pub(super) unlocked: usize,
+/// What the process can say of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessFacts {
+    /// Bytes of secrets in memory that is locked: never swapped.
+    pub locked: usize,
+    /// Bytes of secrets in memory that could not be locked, for want of RLIMIT_MEMLOCK.
+    pub unlocked: usize,
+    /// Log lines that were dropped because whoever reads stderr did not keep up.
+    pub log_lines_dropped: usize,
 }
 
 /// Everything about this moment. `last_rotation` is the time since the Unix epoch.
-pub(super) fn registry(snapshot: &Snapshot, memory: SecretMemory, last_rotation: Option<Duration>) -> Registry {
+pub(super) fn registry(snapshot: &Snapshot, process: ProcessFacts, last_rotation: Option<Duration>) -> Registry {
     let mut registry = Registry::with_prefix(PREFIX);
     let r = &mut registry;
     health(r, snapshot);
@@ -35,8 +38,10 @@ pub(super) fn registry(snapshot: &Snapshot, memory: SecretMemory, last_rotation:
     }
     number(r, "keyring_entries", "Unwrapped DEKs in the keyring", count(snapshot.keyring_entries));
     number(r, "keyring_capacity", "Unwrapped DEKs that the keyring keeps at most", count(snapshot.keyring_capacity));
-    bytes(r, "locked_memory", "Memory for secrets that is locked", memory.locked);
-    bytes(r, "unlocked_memory", "Memory for secrets that could not be locked", memory.unlocked);
+    bytes(r, "locked_memory", "Memory for secrets that is locked", process.locked);
+    bytes(r, "unlocked_memory", "Memory for secrets that could not be locked", process.unlocked);
+    let dropped = ConstCounter::new(count(process.log_lines_dropped));
+    r.register("log_lines_dropped", "Log lines dropped because stderr was not read", dropped);
     let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
     r.register("build", "The version of this binary", version);
     registry
@@ -100,7 +105,11 @@ mod tests {
 
     fn page(snapshot: &Snapshot) -> Page {
         let mut text = String::new();
-        encode(&mut text, &registry(snapshot, SecretMemory { locked: 8192, unlocked: 4096 }, None)).unwrap();
+        encode(
+            &mut text,
+            &registry(snapshot, ProcessFacts { locked: 8192, unlocked: 4096, log_lines_dropped: 5 }, None),
+        )
+        .unwrap();
         Page::parse(&text).unwrap()
     }
 
@@ -117,6 +126,7 @@ mod tests {
             ("kube_kms_keyring_capacity", 4096.0),
             ("kube_kms_locked_memory_bytes", 8192.0),
             ("kube_kms_unlocked_memory_bytes", 4096.0),
+            ("kube_kms_log_lines_dropped_total", 5.0),
             ("kube_kms_key_info", 1.0),
             ("kube_kms_build_info", 1.0),
         ] {

@@ -3,7 +3,7 @@
 //! Guarantees: `/livez` follows the process and never the KMS (a restart would cure nothing and lose the DEK that is
 //! coasting through an outage); `/readyz` is 200 exactly when Status answers `ok`; no secret and no ARN on any page; a
 //! slow or hostile client holds one of a bounded number of connections for a bounded time. Refuses to know where the
-//! numbers come from ([`Pages`]). SPEC: contract.md 19 item 81.
+//! numbers come from ([`Pages`]). SPEC: docs/conformance.md item 81.
 
 use crate::os::wall_clock;
 use crate::service::snapshot::Snapshot;
@@ -235,7 +235,7 @@ mod tests {
             self.snapshot.lock().unwrap().clone()
         }
         fn metrics(&self) -> String {
-            self.metrics.encode(&self.snapshot(), 4096, 0)
+            self.metrics.encode(&self.snapshot(), crate::telemetry::ProcessFacts::default())
         }
     }
 

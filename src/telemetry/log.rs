@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
@@ -21,6 +22,9 @@ const OURS: &str = "kube_kms";
 /// SECURITY: what dependencies may log at most. Below `warn` an HTTP stack prints headers and bodies, and those of a KMS
 /// call hold credentials and the DEK itself.
 const DEPENDENCIES_MAX: LevelFilter = LevelFilter::WARN;
+
+/// Lines that wait to be written at most: about 10 MiB, and a Decrypt storm of a whole API server start.
+const LINES_WAITING: usize = 32_768;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +73,44 @@ impl LevelHandle {
     }
 }
 
+/// A started logger. Dropping it writes what is still waiting.
+#[derive(Debug)]
+pub struct Logging {
+    /// Changes the level.
+    pub level: LevelHandle,
+    /// Counts lines that were dropped.
+    pub dropped: DroppedLines,
+    _flush: WorkerGuard,
+}
+
+/// How many lines were dropped because whoever reads stderr did not keep up.
+#[derive(Clone, Debug)]
+pub struct DroppedLines(ErrorCounter);
+
+impl DroppedLines {
+    /// So far.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.dropped_lines()
+    }
+}
+
 /// Starts logging to stderr, for the whole process. When something else (a test) already logs for it, that stays and
 /// the handle changes nothing.
+///
+/// A thread of its own writes: whoever reads our stderr and stops (a stuck log collector) must never stop a request. Up
+/// to [`LINES_WAITING`] lines wait; beyond that they are dropped and counted.
 #[must_use]
-pub fn init(format: LogFormat, level: LogLevel) -> LevelHandle {
-    let (logger, handle) = build(format, level, std::io::stderr().is_terminal(), std::io::stderr);
+pub fn init(format: LogFormat, level: LogLevel) -> Logging {
+    let (writer, flush) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_WAITING)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let dropped = DroppedLines(writer.error_counter());
+    let (logger, level) = build(format, level, std::io::stderr().is_terminal(), writer);
     tracing::subscriber::set_global_default(logger).ok();
-    handle
+    Logging { level, dropped, _flush: flush }
 }
 
 fn targets(level: LogLevel) -> Targets {

@@ -3,14 +3,14 @@
 //! Guarantees: labels are bounded (enums and constants of the code, never text from a request or a KMS); counting an
 //! RPC or a keyring event looks nothing up and allocates nothing. Gauges are made afresh from a snapshot for every
 //! scrape ([`crate::telemetry::gauge`]), so a series that has ended cannot linger. Refuses to know HTTP.
-//! SPEC: OpenMetrics 1.0; contract.md 19 items 85, 86, 88; docs/observability.md.
+//! SPEC: OpenMetrics 1.0; docs/conformance.md items 85, 86, 88; docs/observability.md.
 
-use crate::core::fault::{Code, Reason};
+use crate::core::fault::Reason;
 use crate::core::kek_ref::KekKind;
 use crate::os::wall_clock;
 use crate::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
 use crate::service::snapshot::Snapshot;
-use crate::telemetry::gauge;
+use crate::telemetry::gauge::{self, ProcessFacts};
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -85,7 +85,7 @@ impl OfRpc {
     ) -> Self {
         let rpc = ("rpc", rpc.label());
         let failed = |reason: &Reason| {
-            let code = code_label(reason.class().code());
+            let code = reason.class().code().label();
             requests.get_or_create_owned(&[rpc, ("code", code), ("reason", reason.label())])
         };
         Self {
@@ -152,15 +152,14 @@ impl Metrics {
         }
     }
 
-    /// The whole page, of [`CONTENT_TYPE`]. `locked` and `unlocked` are the bytes of secrets in memory that is, or could
-    /// not be, locked ([`crate::memory`]).
+    /// The whole page, of [`CONTENT_TYPE`].
     #[must_use]
-    pub fn encode(&self, snapshot: &Snapshot, locked: usize, unlocked: usize) -> String {
+    pub fn encode(&self, snapshot: &Snapshot, process: ProcessFacts) -> String {
         let last_rotation = match self.last_rotation.load(Ordering::Relaxed) {
             0 => None,
             seconds => Some(Duration::from_secs(seconds)),
         };
-        let now = gauge::registry(snapshot, gauge::SecretMemory { locked, unlocked }, last_rotation);
+        let now = gauge::registry(snapshot, process, last_rotation);
         let mut page = String::new();
         let written = encode_registry(&mut page, &self.registry)
             .and_then(|()| encode_registry(&mut page, &now))
@@ -235,20 +234,6 @@ const fn kek_call_labels(kind: &'static str, operation: KekOperation, reason: &'
     [("provider", kind), ("operation", operation.label()), ("reason", reason)]
 }
 
-/// A gRPC code as kube-apiserver spells it in its label `grpc_status_code`. SPEC: contract.md 14.1.
-const fn code_label(code: Code) -> &'static str {
-    match code {
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +242,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn page(metrics: &Metrics) -> Page {
-        Page::parse(&metrics.encode(&snapshot(), 4096, 0)).unwrap()
+        Page::parse(&metrics.encode(&snapshot(), ProcessFacts { locked: 4096, ..ProcessFacts::default() })).unwrap()
     }
 
     /// The samples that differ after `act`, as `name{labels} before→after`; a sample that was not there was 0.
@@ -302,7 +287,7 @@ mod tests {
         for rpc in RPCS {
             for reason in Reason::ALL {
                 let effects = effect(|m| m.rpc(rpc, Err(*reason), Duration::from_secs(100)));
-                let (code, label, rpc) = (code_label(reason.class().code()), reason.label(), rpc.label());
+                let (code, label, rpc) = (reason.class().code().label(), reason.label(), rpc.label());
                 let series =
                     format!(r#"kube_kms_rpc_requests_total{{code="{code}",reason="{label}",rpc="{rpc}"}} 0→1"#);
                 // A hundred seconds: only the bucket +Inf, the count and the sum.
@@ -416,7 +401,7 @@ mod tests {
         let mut rotated = snapshot();
         rotated.kek.as_mut().unwrap().version = "other".to_owned();
         rotated.key_id = Some(KeyId::derive(rotated.kek.as_ref().unwrap(), 0));
-        let page = Page::parse(&metrics.encode(&rotated, 0, 0)).unwrap();
+        let page = Page::parse(&metrics.encode(&rotated, ProcessFacts::default())).unwrap();
         let infos: Vec<_> = page.samples_of("kube_kms_key_info").collect();
         assert_eq!(infos.len(), 1);
         let id = rotated.key_id.unwrap();
@@ -429,7 +414,7 @@ mod tests {
     #[test]
     fn the_arn_is_nowhere_on_the_page() {
         assert!(snapshot().kek.unwrap().kek.as_str().contains("arn:aws"));
-        let text = Metrics::new().encode(&snapshot(), 0, 0);
+        let text = Metrics::new().encode(&snapshot(), ProcessFacts::default());
         assert!(!text.contains("arn:") && !text.contains("111122223333"), "{text}");
     }
 

@@ -10,5 +10,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 
+pub use gauge::ProcessFacts;
+
 #[cfg(test)]
 mod exposition;

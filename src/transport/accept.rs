@@ -106,8 +106,8 @@ impl<L: PollAccept> AcceptLoop<L> {
 
     fn report_refusal(&mut self, peer: Peer) {
         if let Some(unreported) = self.refusals.admit(self.clock.now()) {
-            let (uid, pid) = (peer.uid, peer.pid);
-            tracing::warn!(uid, pid, unreported, "refusing calls of a peer whose uid is not in listen.allowUids");
+            let (peer_uid, pid) = (peer.uid, peer.pid);
+            tracing::warn!(peer_uid, pid, unreported, "refusing calls of a peer whose uid is not in listen.allowUids");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Guarantees: the KEK's identity is the key ARN of the KMS's own answer, its version the key material id of the Decrypt;
 //! an unwrap always names the key that the annotation names, and only if the configuration allows that key; every call
 //! ends within its time and leaves one event with AWS's request id in the log. Refuses to know: retries, health, caches.
-//! SPEC: design 3 (context), 4 (identity, which KEK may unwrap), 5 (classes of errors).
+//! SPEC: docs/format.md (context, identity), ARCHITECTURE.md (failure policy).
 
 mod client;
 mod credential;
@@ -150,19 +150,24 @@ async fn timed<T>(
 ) -> Result<T, KmsError> {
     let watch = Stopwatch::start();
     let outcome = tokio::time::timeout(limit, run).await.unwrap_or_else(|_| Err(KmsError::deadline(op)));
-    let elapsed_ms = u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let elapsed_us = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
     let uid = call.uid.as_ref().map(tracing::field::display);
     let op = op.label();
     match outcome {
         Ok(answer) => {
             let id = answer.request_id.as_deref();
-            tracing::debug!(target: LOG, op, key, outcome = "ok", aws_request_id = id, uid, elapsed_ms, "KMS call");
+            // For a request it is rare and joins its uid to CloudTrail; for a probe it is routine.
+            if call.uid.is_some() {
+                tracing::info!(target: LOG, op, key, outcome = "ok", aws_request_id = id, uid, elapsed_us, "KMS call");
+            } else {
+                tracing::debug!(target: LOG, op, key, outcome = "ok", aws_request_id = id, elapsed_us, "KMS call");
+            }
             Ok(answer.value)
         }
         Err(error) => {
             let (outcome, id) = (error.reason().label(), error.request_id());
             let cause = tracing::field::display(&error);
-            tracing::warn!(target: LOG, op, key, outcome, aws_request_id = id, uid, elapsed_ms, cause, "KMS call");
+            tracing::warn!(target: LOG, op, key, outcome, aws_request_id = id, uid, elapsed_us, error = cause, "KMS call");
             Err(error)
         }
     }

@@ -1,0 +1,59 @@
+# Everything a contributor or a newcomer runs. `make` alone says what there is.
+
+CARGO ?= cargo
+RUN_DIR := $(CURDIR)/.kube-kms
+KUBE_KMS := $(CURDIR)/target/debug/kube-kms
+SKIPPED := $(CURDIR)/target/tests-skipped.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test lint fmt bench deny presubmit clean
+
+help: ## Say what there is
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(KUBE_KMS) $(RUN_DIR)/config.yaml $(RUN_DIR)/keyring.json ## Serve on the embedded `local` KEK under ./.kube-kms and say what to do next
+	@$(KUBE_KMS) serve --config $(RUN_DIR)/config.yaml --print-setup
+
+$(KUBE_KMS): FORCE
+	@$(CARGO) build --locked
+
+$(RUN_DIR)/config.yaml: deploy/config/quickstart.yaml
+	@mkdir -p -m 0700 $(RUN_DIR)
+	@sed 's|@DIR@|$(RUN_DIR)|g' $< > $@
+
+# Made once and never overwritten: whoever loses a keyring loses everything sealed under it.
+$(RUN_DIR)/keyring.json: | $(KUBE_KMS)
+	@$(KUBE_KMS) keyring init --file $@
+
+build: ## Build the release binary
+	$(CARGO) build --locked --release
+
+test: ## Run every test; installs what it needs; counts what it skips
+	@rm -f $(SKIPPED)
+	$(CARGO) test --locked --no-fail-fast
+	@if [ -s $(SKIPPED) ]; then echo "skipped, with the reason above:"; sort $(SKIPPED) | uniq; \
+	  echo "skipped tests: $$(sort -u $(SKIPPED) | wc -l)"; else echo "skipped tests: 0"; fi
+
+lint: ## Format check and lints, warnings denied, with and without providers
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+
+fmt: ## Format
+	$(CARGO) fmt --all
+
+bench: ## Benchmark the hot path without gRPC, against the floors of this machine
+	$(CARGO) bench --locked --bench hot_path
+
+deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
+	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features check bans licenses sources
+
+presubmit: lint test ## What a change must pass; ends with a clean tree
+	@git diff --exit-code --stat
+
+clean: ## Remove what was built; never the keyring under ./.kube-kms
+	$(CARGO) clean
+
+FORCE:
