@@ -5,7 +5,7 @@
 
 use crate::core::annotation::{Annotations, WrappedDek};
 use crate::core::dek::Dek;
-use crate::core::fault::{Fault, Reason};
+use crate::core::fault::{Class, Fault, Reason};
 use crate::core::port::KekCall;
 use crate::core::uid::Uid;
 use crate::service::keyring::Flight;
@@ -62,7 +62,8 @@ pub(super) async fn unwrap_dek(
             target: "kube_kms::unwrap", %uid, kek = %annotations.kek(), reason = fault.reason().label(),
             attempt, error = fault.causes(), "unwrapping a data key failed"
         );
-        if fault.class().is_transient() && !outage {
+        // A KMS that throttles us is there, and a probe more is the last thing that it needs.
+        if matches!(fault.class(), Class::Unreachable | Class::TooSlow) && !outage {
             plugin.suspect_outage();
         }
         let pause = jittered(plugin, pause_after(attempt));
