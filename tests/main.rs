@@ -19,6 +19,10 @@
 )]
 #![cfg(feature = "aws")]
 
+mod contract_encrypt;
+mod contract_status;
+mod dek_life;
 mod fake_kms_is_honest;
+mod rotation_seen;
 mod smoke;
 mod support;

@@ -91,6 +91,11 @@ impl Site {
         self
     }
 
+    /// Which KEK it has.
+    pub fn kek(&self) -> &KekKind {
+        &self.kek
+    }
+
     /// The fake KMS, for a site that has one.
     pub fn kms(&self) -> &FakeKms {
         match &self.kek {
