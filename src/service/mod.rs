@@ -5,6 +5,8 @@
 //! [`decrypt`] → [`keyring`] → [`unwrap`]; the background is [`supervisor`].
 
 pub mod decrypt;
+#[cfg(test)]
+mod fixture;
 pub mod kek_set;
 pub mod keyring;
 pub mod observer;
