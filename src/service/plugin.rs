@@ -275,8 +275,10 @@ mod tests {
         plugin
     }
 
-    /// Every state, with what Status and Encrypt answer when there is a write state: healthz or a reason, and a reason.
-    fn states() -> [(State, Result<&'static str, Reason>, Result<(), Reason>); 7] {
+    /// A state, with what Status and Encrypt answer when there is a write state: healthz or a reason, and a reason.
+    type Row = (State, Result<&'static str, Reason>, Result<(), Reason>);
+
+    fn states() -> [Row; 7] {
         let because = REASON;
         [
             (State::Starting { because: Some(because) }, Err(Reason::Starting), Err(Reason::Starting)),

@@ -4,7 +4,7 @@
 //! that sealed always belong together; no DEK seals more often than the hard limit. SPEC: NIST SP 800-38D 8.3.
 
 use crate::core::annotation::{AdditionalData, Annotations, WrappedDek};
-use crate::core::dek::Dek;
+use crate::core::dek::{Dek, check_plaintext};
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekVersion;
 use crate::core::key_id::KeyId;
@@ -57,6 +57,8 @@ impl WriteState {
     /// # Errors
     /// `dek-exhausted` from the 2^32nd seal on; `plaintext-empty`, `plaintext-too-long`, `entropy`.
     pub fn seal(&self, entropy: &dyn Entropy, plaintext: &[u8]) -> Result<Sealed, Fault> {
+        // Before it is counted: a refused plaintext is no use of the DEK, and must not be the one that asks for the next.
+        check_plaintext(plaintext)?;
         // INVARIANT: the count goes up before the seal, so that concurrent calls cannot pass the limit together
         // (test `a_dek_never_seals_more_often_than_the_hard_limit`).
         let before = self.uses.fetch_add(1, Ordering::Relaxed);
@@ -187,11 +189,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_refused_plaintext_seals_nothing_and_the_use_it_cost_is_counted() {
-        let state = write_state(&settings());
+    fn a_refused_plaintext_is_no_use_and_does_not_swallow_the_renewal() {
+        let settings = Settings { dek_max_uses: 2, ..settings() };
+        let state = write_state(&settings);
+        state.seal(&OsEntropy, b"seed").unwrap();
         assert_eq!(state.seal(&OsEntropy, b"").unwrap_err().reason(), Reason::PlaintextEmpty);
         assert_eq!(state.seal(&OsEntropy, &[0; 996]).unwrap_err().reason(), Reason::PlaintextTooLong);
-        assert_eq!(state.uses(), 2);
+        assert_eq!(state.uses(), 1);
+        assert!(state.seal(&OsEntropy, b"seed").unwrap().renewal_due);
     }
 
     #[test]

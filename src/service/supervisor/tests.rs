@@ -379,16 +379,27 @@ async fn a_reload_holds_although_nobody_waits_for_it() {
     assert_eq!(bench.status(), ok("B"));
 }
 
-/// Sets the supervisor going by itself, in time that the runtime makes up.
-fn run(bench: Bench) -> (Arc<ScriptedKek>, Arc<Plugin>, Arc<HandClock>, mpsc::Sender<Reload>, JoinHandle<()>, TempDir) {
-    let (reloads, queue) = mpsc::channel(1);
-    let running = tokio::spawn(bench.supervisor.run(queue));
-    (bench.kek, bench.plugin, bench.clock, reloads, running, bench.dir)
+/// A supervisor that goes by itself, in time that the runtime makes up.
+struct Going {
+    kek: Arc<ScriptedKek>,
+    clock: Arc<HandClock>,
+    plugin: Arc<Plugin>,
+    reloads: mpsc::Sender<Reload>,
+    task: JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl Bench {
+    fn go(self) -> Going {
+        let (reloads, queue) = mpsc::channel(1);
+        let task = tokio::spawn(self.supervisor.run(queue));
+        Going { kek: self.kek, clock: self.clock, plugin: self.plugin, reloads, task, _dir: self.dir }
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_kms_is_asked_once_an_interval_sooner_when_it_is_away_and_later_when_it_throttles() {
-    let (kek, _plugin, _clock, reloads, running, _dir) = run(Bench::new());
+    let Going { kek, reloads, task, _dir, .. } = Bench::new().go();
     let hour = Duration::from_secs(3600);
     let probes_in = async |time: Duration| {
         let before = kek.wraps();
@@ -406,12 +417,12 @@ async fn the_kms_is_asked_once_an_interval_sooner_when_it_is_away_and_later_when
     let throttled = probes_in(hour).await;
     assert!((26..=35).contains(&throttled), "{throttled} an hour");
     drop(reloads);
-    running.await.unwrap();
+    task.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rotation_is_in_force_within_an_interval_and_five_seconds() {
-    let (kek, plugin, _clock, _reloads, _running, _dir) = run(Bench::new());
+    let Going { kek, plugin, reloads: _open, _dir, .. } = Bench::new().go();
     tokio::time::sleep(INTERVAL * 2).await;
     kek.set(|script| script.version = "B");
     tokio::time::sleep(INTERVAL.mul_f64(1.1) + Duration::from_secs(5)).await;
@@ -421,7 +432,7 @@ async fn a_rotation_is_in_force_within_an_interval_and_five_seconds() {
 #[tokio::test(start_paused = true)]
 async fn the_last_use_of_a_dek_wakes_the_supervisor_and_a_dek_too_old_is_replaced_at_the_next_probe() {
     let bench = Bench::with(Settings { dek_max_uses: 2, ..settings() }, tempfile::tempdir().unwrap());
-    let (kek, plugin, clock, _reloads, _running, _dir) = run(bench);
+    let Going { kek, plugin, clock, reloads: _open, _dir, .. } = bench.go();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let first = plugin.encrypt(b"seed").unwrap().write;
     plugin.encrypt(b"seed").unwrap();
@@ -438,11 +449,11 @@ async fn the_last_use_of_a_dek_wakes_the_supervisor_and_a_dek_too_old_is_replace
 
 #[tokio::test(start_paused = true)]
 async fn requests_are_answered_while_the_kek_never_answers() {
-    let (kek, plugin, _clock, _reloads, running, _dir) = run(Bench::new());
+    let Going { kek, plugin, reloads: _open, task, _dir, .. } = Bench::new().go();
     tokio::time::sleep(Duration::from_secs(1)).await;
     kek.set(|script| script.hangs = true);
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(plugin.status().unwrap().key_id, key_id_of("A", 0));
     assert_eq!(*plugin.encrypt(b"seed").unwrap().write.key_id(), key_id_of("A", 0));
-    running.abort();
+    task.abort();
 }
