@@ -20,7 +20,11 @@
 #![cfg(feature = "aws")]
 
 mod contract_decrypt;
+mod contract_encrypt;
+mod contract_status;
+mod dek_life;
 mod fake_kms_is_honest;
+mod rotation_seen;
 mod smoke;
 mod storm;
 mod stuck_log;

@@ -68,6 +68,18 @@ impl fmt::Debug for DekBytes {
     }
 }
 
+/// Whether this is a plaintext that can be sealed: 1 to 995 bytes.
+///
+/// # Errors
+/// `plaintext-empty`, `plaintext-too-long`.
+pub fn check_plaintext(plaintext: &[u8]) -> Result<(), Fault> {
+    match plaintext.len() {
+        0 => Err(Reason::PlaintextEmpty.into()),
+        1..=limit::PLAINTEXT_MAX => Ok(()),
+        _ => Err(Reason::PlaintextTooLong.into()),
+    }
+}
+
 /// A DEK made ready to seal and open: its key schedule in locked memory.
 pub struct Dek(Locked<Aes256Gcm>);
 
@@ -87,12 +99,7 @@ impl Dek {
     /// # Errors
     /// `plaintext-empty`, `plaintext-too-long` over 995 bytes, `entropy`.
     pub fn seal(&self, entropy: &dyn Entropy, aad: &AdditionalData, plaintext: &[u8]) -> Result<Vec<u8>, Fault> {
-        if plaintext.is_empty() {
-            return Err(Reason::PlaintextEmpty.into());
-        }
-        if plaintext.len() > limit::PLAINTEXT_MAX {
-            return Err(Reason::PlaintextTooLong.into());
-        }
+        check_plaintext(plaintext)?;
         let mut nonce = [0_u8; NONCE_LEN];
         entropy.fill(&mut nonce)?;
         let mut out = vec![0_u8; plaintext.len().saturating_add(OVERHEAD)];

@@ -238,7 +238,7 @@ async fn settled(waiting: &mut watch::Receiver<Progress>, patience: Duration) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::fixture::{Line, ScriptedKek, annotations, begin_outage, decrypt, plugin};
+    use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, decrypt, plugin};
     use tokio::time::Instant;
 
     const PATIENCE: Duration = Duration::from_millis(2750);

@@ -384,7 +384,7 @@ impl Drop for Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::fixture::{annotations, dek};
+    use crate::service::decrypt_fixture::{annotations, dek};
     use crate::service::observer::Unobserved;
 
     const TTL: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@
 
 pub mod decrypt;
 #[cfg(test)]
-mod fixture;
+mod decrypt_fixture;
 pub mod kek_set;
 pub mod keyring;
 pub mod observer;
@@ -14,6 +14,8 @@ pub mod pace;
 pub mod peer;
 pub mod plugin;
 pub mod prepare;
+#[cfg(test)]
+mod probe_fixture;
 pub mod settings;
 pub mod snapshot;
 pub mod state_file;

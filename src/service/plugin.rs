@@ -257,3 +257,131 @@ impl Plugin {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::kek_ref::KekKind;
+    use crate::service::probe_fixture::{HandClock, Remembering, ScriptedKek, key_id_of, plugin};
+    use crate::service::write_state::tests::{settings, write_state};
+    use std::time::Duration;
+
+    const AGE: Duration = Duration::from_secs(7200);
+    const REASON: Reason = Reason::KmsUnreachable;
+
+    fn plugin_in(state: State, write: bool, known: bool) -> Arc<Plugin> {
+        let plugin = plugin(
+            &ScriptedKek::new("A"),
+            settings(),
+            &Arc::new(HandClock::default()),
+            &Arc::new(Remembering::default()),
+            None,
+        );
+        let write = write.then(|| Arc::new(write_state(&settings())));
+        plugin.publish(Published::new(state, write, known.then(|| key_id_of("B", 0)), None, Some(Moment(0))));
+        plugin
+    }
+
+    /// A state, with what Status and Encrypt answer when there is a write state: healthz or a reason, and a reason.
+    type Row = (State, Result<&'static str, Reason>, Result<(), Reason>);
+
+    fn states() -> [Row; 7] {
+        let because = REASON;
+        [
+            (State::Starting { because: Some(because) }, Err(Reason::Starting), Err(Reason::Starting)),
+            (State::StartingKnown { because: Some(because) }, Ok("starting: kms-unreachable"), Err(Reason::Starting)),
+            (State::Ready, Ok("ok"), Ok(())),
+            (State::Coasting { because, age: AGE }, Ok("ok"), Ok(())),
+            (State::Degraded { because, age: AGE }, Ok("kms-unreachable for 120 min, serving from memory"), Ok(())),
+            (State::Stopped { because, age: AGE }, Err(Reason::OutageTooLong), Err(Reason::OutageTooLong)),
+            (State::Revoked { because: Reason::KekGone }, Err(Reason::KekGone), Err(Reason::KekGone)),
+        ]
+    }
+
+    #[test]
+    fn status_and_encrypt_answer_in_every_state_as_the_policy_says_and_agree_on_the_key_id() {
+        assert_eq!(states().map(|(state, ..)| state.label()), State::LABELS);
+        for (state, status, encrypt) in states() {
+            let plugin = plugin_in(state.clone(), true, true);
+            let answer = plugin.status();
+            let sealed = plugin.encrypt(b"seed");
+            assert_eq!(answer.as_ref().map(|a| a.healthz.as_str()).map_err(Fault::reason), status, "{state:?}");
+            assert_eq!(sealed.as_ref().map(|_| ()).map_err(Fault::reason), encrypt, "{state:?}");
+            if let (Ok(answer), Ok(sealed)) = (answer, sealed) {
+                assert_eq!(answer.key_id, *sealed.write.key_id());
+                assert_ne!(answer.key_id, key_id_of("B", 0), "the write state goes before what is remembered");
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_write_state_nothing_is_sealed_and_without_a_key_id_nothing_is_reported() {
+        for (state, ..) in states() {
+            let plugin = plugin_in(state.clone(), false, false);
+            assert!(plugin.encrypt(b"seed").is_err(), "{state:?}");
+            assert!(plugin.status().is_err(), "never an empty key_id: {state:?}");
+        }
+        let known = plugin_in(State::StartingKnown { because: None }, false, true);
+        assert_eq!(known.status().unwrap().key_id, key_id_of("B", 0));
+        assert!(known.encrypt(b"seed").is_err());
+    }
+
+    #[test]
+    fn a_snapshot_says_what_status_says_and_how_long_the_kms_has_been_away() {
+        for (state, status, _) in states() {
+            let snapshot = plugin_in(state.clone(), true, true).snapshot();
+            assert_eq!(snapshot.state, state.label());
+            assert_eq!(snapshot.because, state.because());
+            assert_eq!(snapshot.is_ok, status == Ok("ok"), "{state:?}");
+            assert_eq!(snapshot.outage.is_some(), state.is_outage(), "{state:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_seal_that_uses_up_a_dek_wakes_the_supervisor_and_no_other_does() {
+        let plugin = plugin_in(State::Ready, false, false);
+        let few = Settings { dek_max_uses: 2, ..settings() };
+        let write = Some(Arc::new(write_state(&few)));
+        plugin.publish(Published::new(State::Ready, write, None, None, None));
+        let is_woken = || async { tokio::time::timeout(Duration::ZERO, plugin.renewal().notified()).await.is_ok() };
+        plugin.encrypt(b"seed").unwrap();
+        assert!(!is_woken().await);
+        plugin.encrypt(b"seed").unwrap();
+        assert!(is_woken().await);
+        plugin.encrypt(b"seed").unwrap();
+        assert!(!is_woken().await);
+    }
+
+    #[test]
+    fn malformed_plaintexts_are_refused_and_the_limits_are_those_of_the_format() {
+        let plugin = plugin_in(State::Ready, true, true);
+        assert_eq!(plugin.encrypt(b"").unwrap_err().reason(), Reason::PlaintextEmpty);
+        assert_eq!(plugin.encrypt(&[0; 996]).unwrap_err().reason(), Reason::PlaintextTooLong);
+        assert_eq!(plugin.encrypt(&[0; 995]).unwrap().ciphertext.len(), 1024);
+    }
+
+    #[test]
+    fn after_the_wipe_at_the_end_nothing_seals_and_nothing_is_held() {
+        let plugin = plugin_in(State::Ready, true, true);
+        let write = plugin.encrypt(b"seed").unwrap().write;
+        plugin.keyring().insert(write.annotations(), Arc::clone(write.dek()), Moment(0));
+        plugin.wipe();
+        assert!(plugin.keyring().is_empty() && plugin.published().write.is_none());
+        assert_eq!(plugin.encrypt(b"seed").unwrap_err().reason(), Reason::Starting);
+        assert!(plugin.status().is_err());
+    }
+
+    #[test]
+    fn a_reconfiguration_drops_the_deks_of_keks_that_are_gone_and_keeps_the_others() {
+        let plugin = plugin_in(State::Ready, true, true);
+        for identity in ["kek", "gone"] {
+            let kek = KekRef::new(KekKind::LOCAL, identity).unwrap();
+            let wrapped = crate::core::annotation::WrappedDek::parse(identity.as_bytes().to_vec()).unwrap();
+            let annotations = crate::core::annotation::Annotations::new(&kek, &wrapped);
+            plugin.keyring().insert(&annotations, Arc::clone(write_state(&settings()).dek()), Moment(0));
+        }
+        assert_eq!(plugin.keyring().len(), 2);
+        plugin.reconfigure((*plugin.keks()).clone(), Settings { epoch: 9, ..settings() });
+        assert_eq!((plugin.keyring().len(), plugin.settings().epoch), (1, 9));
+    }
+}

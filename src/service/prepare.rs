@@ -88,3 +88,76 @@ pub(super) async fn observed<T>(
     observer.kek_call(kek.kind().as_str(), operation, result, clock.now().since(began));
     outcome
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::OsEntropy;
+    use crate::service::probe_fixture::{HandClock, Remembering, Script, ScriptedKek, entry, key_id_of};
+    use crate::service::write_state::tests::settings;
+
+    #[derive(Debug)]
+    struct NoEntropy;
+
+    impl Entropy for NoEntropy {
+        fn fill(&self, _: &mut [u8]) -> Result<(), Fault> {
+            Err(Reason::Entropy.into())
+        }
+    }
+
+    /// What becomes of a candidate when the KEK does this, and the calls that were counted.
+    async fn prepared(
+        change: impl FnOnce(&mut Script),
+    ) -> (Result<Candidate, Reason>, Vec<(KekOperation, Result<(), Reason>)>) {
+        let kek = ScriptedKek::new("A");
+        kek.set(change);
+        let (clock, observer) = (HandClock::default(), Remembering::default());
+        let made = prepare(&entry(&kek), &settings(), &clock, &OsEntropy, &observer).await;
+        let calls = observer.kek_calls.into_inner().unwrap();
+        (made.map_err(|fault| fault.reason()), calls)
+    }
+
+    #[tokio::test]
+    async fn a_candidate_is_labelled_by_the_unwrap_of_its_own_blob() {
+        let (made, calls) = prepared(|_| {}).await;
+        let candidate = made.unwrap();
+        assert_eq!(candidate.key_id, key_id_of("A", 0));
+        assert_eq!(candidate.version().version, "A");
+        assert!(candidate.wrapped().as_bytes().starts_with(b"A\0"));
+        assert_eq!(calls, [(KekOperation::Wrap, Ok(())), (KekOperation::Unwrap, Ok(()))]);
+        let clock = HandClock::default();
+        clock.advance(std::time::Duration::from_secs(5));
+        let write = candidate.into_write_state(&clock, &settings());
+        assert_eq!((write.key_id(), write.born(), write.uses()), (&key_id_of("A", 0), clock.now(), 0));
+    }
+
+    #[tokio::test]
+    async fn a_dek_that_does_not_survive_is_a_readback_mismatch_and_nothing_is_made_of_it() {
+        let (made, calls) = prepared(|script| script.forgets = true).await;
+        assert_eq!(made.unwrap_err(), Reason::ReadbackMismatch);
+        assert_eq!(calls.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_unwrap_that_names_another_kek_than_the_wrap_is_a_readback_mismatch() {
+        assert_eq!(prepared(|script| script.unwraps_as = "other").await.0.unwrap_err(), Reason::ReadbackMismatch);
+    }
+
+    #[tokio::test]
+    async fn every_fault_of_the_provider_goes_through_and_is_counted() {
+        for reason in Reason::ALL.iter().copied() {
+            let (made, calls) = prepared(|script| script.wrap_fails = Some(reason)).await;
+            assert_eq!((made.unwrap_err(), calls), (reason, vec![(KekOperation::Wrap, Err(reason))]));
+            let (made, calls) = prepared(|script| script.unwrap_fails = Some(reason)).await;
+            let expected = vec![(KekOperation::Wrap, Ok(())), (KekOperation::Unwrap, Err(reason))];
+            assert_eq!((made.unwrap_err(), calls), (reason, expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn without_randomness_the_kek_is_not_even_asked() {
+        let kek = ScriptedKek::new("A");
+        let made = prepare(&entry(&kek), &settings(), &HandClock::default(), &NoEntropy, &Remembering::default()).await;
+        assert_eq!((made.unwrap_err().reason(), kek.wraps()), (Reason::Entropy, 0));
+    }
+}

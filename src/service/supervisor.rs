@@ -259,31 +259,4 @@ fn wait_after(record: &Record, has_write_state: bool, observing: bool, interval:
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::port::Moment;
-    use crate::service::write_state::tests::settings;
-
-    const INTERVAL: Duration = Duration::from_secs(60);
-
-    fn after(failures: u32, reason: Reason) -> Record {
-        (0..failures)
-            .fold(Record::after_success(Moment(0)), |r, _| r.after_failure(reason, Moment(1), &settings().policy))
-    }
-
-    #[test]
-    fn a_healthy_kek_is_asked_once_an_interval_and_recovery_is_noticed_within_ten_seconds() {
-        assert_eq!(wait_after(&after(0, Reason::Deadline), true, false, INTERVAL), INTERVAL);
-        for failures in 1..100 {
-            let wait = wait_after(&after(failures, Reason::KmsUnreachable), true, false, INTERVAL);
-            assert!(wait.mul_f64(1.1) < Duration::from_secs(10), "{failures}: {wait:?}");
-        }
-    }
-
-    #[test]
-    fn a_kms_that_throttles_is_asked_less_and_a_changed_version_sooner() {
-        assert!(wait_after(&after(1, Reason::KmsThrottled), true, false, INTERVAL) > INTERVAL);
-        assert!(wait_after(&after(0, Reason::Deadline), true, true, INTERVAL) < Duration::from_secs(5));
-        assert!(wait_after(&after(0, Reason::Deadline), false, true, INTERVAL) < Duration::from_secs(1));
-    }
-}
+mod tests;

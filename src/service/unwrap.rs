@@ -116,7 +116,7 @@ fn jittered(plugin: &Plugin, pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::fixture::{Line, ScriptedKek, annotations, begin_outage, dek, plugin};
+    use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, dek, plugin};
     use crate::service::keyring::Joined;
     use tokio::time::Instant;
 

@@ -4,7 +4,7 @@
 //! that sealed always belong together; no DEK seals more often than the hard limit. SPEC: NIST SP 800-38D 8.3.
 
 use crate::core::annotation::{AdditionalData, Annotations, WrappedDek};
-use crate::core::dek::Dek;
+use crate::core::dek::{Dek, check_plaintext};
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekVersion;
 use crate::core::key_id::KeyId;
@@ -57,6 +57,8 @@ impl WriteState {
     /// # Errors
     /// `dek-exhausted` from the 2^32nd seal on; `plaintext-empty`, `plaintext-too-long`, `entropy`.
     pub fn seal(&self, entropy: &dyn Entropy, plaintext: &[u8]) -> Result<Sealed, Fault> {
+        // Before it is counted: a refused plaintext is no use of the DEK, and must not be the one that asks for the next.
+        check_plaintext(plaintext)?;
         // INVARIANT: the count goes up before the seal, so that concurrent calls cannot pass the limit together
         // (test `a_dek_never_seals_more_often_than_the_hard_limit`).
         let before = self.uses.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +143,7 @@ pub(super) mod tests {
         }
     }
 
-    fn write_state(settings: &Settings) -> WriteState {
+    pub(crate) fn write_state(settings: &Settings) -> WriteState {
         let dek = Arc::new(Dek::new(&DekBytes::generate(&OsEntropy).unwrap()).unwrap());
         let version = KekVersion { kek: KekRef::new(KekKind::LOCAL, "k").unwrap(), version: "v".to_owned() };
         let wrapped = WrappedDek::parse(vec![1, 2, 3]).unwrap();
@@ -173,5 +175,45 @@ pub(super) mod tests {
         assert!(!fresh.is_due(Moment(0), &settings));
         let day = Moment(u64::try_from(settings.dek_max_age.as_nanos()).unwrap());
         assert!(fresh.is_due(day, &settings));
+    }
+
+    #[test]
+    fn what_is_sealed_opens_under_the_dek_and_the_binding_of_this_state_and_under_no_other() {
+        let state = write_state(&settings());
+        let sealed = state.seal(&OsEntropy, b"seed").unwrap().ciphertext;
+        let envelope = || crate::core::envelope::Envelope::parse(&sealed).unwrap();
+        assert_eq!(state.dek().open(envelope(), state.aad()).unwrap().as_slice(), b"seed");
+        let renamed = AdditionalData::bind(&KeyId::derive(state.version(), 1), state.annotations().all());
+        assert!(state.dek().open(envelope(), &renamed).is_err());
+        assert!(write_state(&settings()).dek().open(envelope(), state.aad()).is_err());
+    }
+
+    #[test]
+    fn a_refused_plaintext_is_no_use_and_does_not_swallow_the_renewal() {
+        let settings = Settings { dek_max_uses: 2, ..settings() };
+        let state = write_state(&settings);
+        state.seal(&OsEntropy, b"seed").unwrap();
+        assert_eq!(state.seal(&OsEntropy, b"").unwrap_err().reason(), Reason::PlaintextEmpty);
+        assert_eq!(state.seal(&OsEntropy, &[0; 996]).unwrap_err().reason(), Reason::PlaintextTooLong);
+        assert_eq!(state.uses(), 1);
+        assert!(state.seal(&OsEntropy, b"seed").unwrap().renewal_due);
+    }
+
+    #[test]
+    fn renewal_is_due_at_the_hard_limit_whatever_is_configured() {
+        let settings = Settings { dek_max_uses: u64::MAX, ..settings() };
+        let state = write_state(&settings);
+        state.uses.store(limit::DEK_USES_HARD_MAX - 1, Ordering::Relaxed);
+        assert!(state.seal(&OsEntropy, b"seed").unwrap().renewal_due);
+        assert!(state.is_due(Moment(0), &settings));
+        assert_eq!(state.seal(&OsEntropy, b"seed").unwrap_err().reason(), Reason::DekExhausted);
+    }
+
+    #[test]
+    fn a_settings_change_to_fewer_uses_makes_an_old_dek_due() {
+        let state = write_state(&settings());
+        state.seal(&OsEntropy, b"seed").unwrap();
+        assert!(!state.is_due(Moment(0), &settings()));
+        assert!(state.is_due(Moment(0), &Settings { dek_max_uses: 1, ..settings() }));
     }
 }

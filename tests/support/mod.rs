@@ -4,6 +4,8 @@
 #[cfg(feature = "aws")]
 pub mod fake_kms;
 #[cfg(feature = "aws")]
+pub mod hand;
+#[cfg(feature = "aws")]
 pub mod moto;
 #[cfg(feature = "aws")]
 pub mod replica;
