@@ -19,6 +19,7 @@
 )]
 #![cfg(feature = "aws")]
 
+mod contract_transport;
 mod fake_kms_is_honest;
 mod smoke;
 mod support;

@@ -3,9 +3,11 @@
 
 #[cfg(feature = "aws")]
 pub mod fake_kms;
+pub mod grpc_go;
 #[cfg(feature = "aws")]
 pub mod moto;
 pub mod site;
 pub mod skip;
+pub mod wire;
 
 pub use skip::skipped;
