@@ -19,6 +19,8 @@
 )]
 #![cfg(feature = "aws")]
 
+mod contract_lifecycle;
+mod contract_outage;
 mod contract_transport;
 mod fake_kms_is_honest;
 mod smoke;

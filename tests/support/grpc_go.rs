@@ -33,6 +33,7 @@ fn backoff(n: i32) -> Duration {
 pub struct GrpcGo {
     wires: watch::Receiver<Option<Arc<Wire>>>,
     made: Arc<AtomicUsize>,
+    tried: Arc<AtomicUsize>,
     looping: JoinHandle<()>,
 }
 
@@ -40,9 +41,10 @@ impl GrpcGo {
     /// Begins to connect, and goes on for ever.
     pub fn start(target: &Target) -> Self {
         let (publish, wires) = watch::channel(None);
-        let made = Arc::new(AtomicUsize::new(0));
-        let looping = tokio::spawn(keep_connected(target.clone(), publish, Arc::clone(&made)));
-        Self { wires, made, looping }
+        let (made, tried) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let counters = (Arc::clone(&made), Arc::clone(&tried));
+        let looping = tokio::spawn(keep_connected(target.clone(), publish, counters));
+        Self { wires, made, tried, looping }
     }
 
     /// Starts and waits for the first connection.
@@ -55,6 +57,16 @@ impl GrpcGo {
     /// How many connections there have been.
     pub fn connections(&self) -> usize {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// How often it has knocked.
+    pub fn attempts(&self) -> usize {
+        self.tried.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it has noticed that its connection is gone.
+    pub async fn lost(&mut self) {
+        self.wires.wait_for(Option::is_none).await.unwrap();
     }
 
     /// A call that waits for a connection; everything within `deadline`.
@@ -99,10 +111,15 @@ fn unprocessed(error: &h2::Error) -> bool {
     error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
-async fn keep_connected(target: Target, publish: watch::Sender<Option<Arc<Wire>>>, made: Arc<AtomicUsize>) {
+async fn keep_connected(
+    target: Target,
+    publish: watch::Sender<Option<Arc<Wire>>>,
+    (made, tried): (Arc<AtomicUsize>, Arc<AtomicUsize>),
+) {
     let mut failures = 0;
     loop {
         let pause = backoff(failures);
+        tried.fetch_add(1, Ordering::Relaxed);
         let Some(wire) = Wire::try_connect(&target, CONNECT.max(pause)).await else {
             tokio::time::sleep(pause).await;
             failures += 1;
