@@ -23,5 +23,6 @@ mod contract_lifecycle;
 mod contract_outage;
 mod contract_transport;
 mod fake_kms_is_honest;
+mod process;
 mod smoke;
 mod support;
