@@ -1,5 +1,6 @@
 //! `--take-over`: the path changes hands under load and nobody notices.
 
+use crate::support::fake_kms::{ANY, Failure};
 use crate::support::site::{Running, Site, sealed, uid};
 use crate::support::wire::{GOAWAY, Wire};
 use kube_kms::client::kms::{KmsClient, Target};
@@ -23,7 +24,7 @@ async fn until_more(served: &AtomicUsize, running: &Running) {
     running.until("calls on new connections", || served.load(Ordering::Relaxed) >= enough).await;
 }
 
-/// A successor, once it has a data key: a plugin that takes over before it can encrypt is not one yet.
+/// A successor that has the path.
 async fn successor(site: &Site) -> Running {
     let new = site.spawn_with(&["--take-over"]);
     new.until_log("listening").await;
@@ -80,4 +81,44 @@ async fn what_is_not_a_socket_is_never_deleted_not_even_by_a_take_over() {
         assert!(running.log().contains("exists and is not a socket"), "{}", running.log());
         assert_eq!(std::fs::read_to_string(site.socket()).unwrap(), "somebody's notes");
     }
+}
+
+/// Whoever cannot serve yet does not take anything from whoever does.
+#[tokio::test]
+async fn a_successor_without_a_data_key_waits_and_the_running_instance_goes_on_serving() {
+    let site = Site::aws();
+    let old = site.start().await;
+    let inode = std::fs::metadata(site.socket()).unwrap().ino();
+    site.kms().fail_all(ANY, Failure::Internal);
+    let new = site.spawn_with(&["--take-over"]);
+    new.until_log("taking over as soon as there is a data key").await;
+    new.until_log("the probe of the KEK failed").await;
+    old.until_ok().await;
+    assert_eq!(std::fs::metadata(site.socket()).unwrap().ino(), inode);
+    // Told to stop, it has displaced nobody.
+    assert!(new.stop().await.success());
+    assert_eq!(std::fs::metadata(site.socket()).unwrap().ino(), inode);
+
+    let new = site.spawn_with(&["--take-over"]);
+    new.until_log("the probe of the KEK failed").await;
+    site.kms().heal(ANY);
+    new.until_log("listening").await;
+    assert_ne!(std::fs::metadata(site.socket()).unwrap().ino(), inode);
+    new.until_ok().await;
+}
+
+/// Then there is nobody to wait for, and an absent socket is worse than one that says "starting".
+#[tokio::test]
+async fn a_successor_without_a_data_key_takes_the_socket_when_the_running_instance_dies() {
+    let site = Site::aws();
+    let old = site.start().await;
+    site.kms().fail_all(ANY, Failure::Internal);
+    let new = site.spawn_with(&["--take-over"]);
+    new.until_log("taking over as soon as there is a data key").await;
+    old.kill();
+    new.until_log("listening").await;
+    let status = new.client().await.status().await.unwrap();
+    assert!(status.healthz.starts_with("starting"), "{status:?}");
+    site.kms().heal(ANY);
+    new.until_ok().await;
 }
