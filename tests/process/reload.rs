@@ -131,7 +131,8 @@ async fn a_file_with_mistakes_changes_nothing_and_the_log_names_every_one_of_the
 
 #[tokio::test]
 async fn a_kek_that_cannot_be_used_changes_nothing_and_the_log_says_why() {
-    let site = Site::local();
+    let mut site = Site::local();
+    site.set("probe: {interval: 1s, timeout: 500ms}");
     let running = site.start().await;
     let mut client = running.client().await;
     let (seed, answer) = sealed(&mut client).await;
@@ -152,7 +153,16 @@ async fn a_kek_that_cannot_be_used_changes_nothing_and_the_log_says_why() {
         assert!(line.contains("the new KEK cannot be used") && line.contains(why), "{line}");
     }
     assert!(!running.log().contains(IN_FORCE));
-    // Nothing of the failed attempts shows: Status and a whole round still stand on the old KEK.
+    // Nothing of the failed attempts shows: probes, Status and a whole round still stand on the old KEK.
+    let probes = "kube_kms_kek_calls_total{provider=\"local\",operation=\"wrap\",reason=\"none\"}";
+    let before = running.metric(probes).await;
+    assert!(before > 0.0);
+    let began = std::time::Instant::now();
+    while running.metric(probes).await < before + 2.0 {
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "probes go on\n{}", running.log());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(!running.log().contains("the probe of the KEK failed"), "{}", running.log());
     assert_eq!(running.until_ok().await, answer.key_id);
     let (_, newer) = sealed(&mut client).await;
     assert_eq!(newer.annotations, answer.annotations);
