@@ -21,9 +21,13 @@
 
 mod contract_decrypt;
 mod contract_encrypt;
+mod contract_lifecycle;
+mod contract_outage;
 mod contract_status;
+mod contract_transport;
 mod dek_life;
 mod fake_kms_is_honest;
+mod process;
 mod rotation_seen;
 mod smoke;
 mod storm;

@@ -14,7 +14,7 @@ pub(super) struct Arguments {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "KUBE_KMS_CONFIG", default_value = "/etc/kube-kms/config.yaml")]
     config: PathBuf,
-    /// Bind the socket although another instance listens on it; that one keeps its connections until it is stopped
+    /// Take the socket of a running instance once this one has a data key; that one keeps its connections until stopped
     #[arg(long)]
     take_over: bool,
     /// When ready, print the key_id, an EncryptionConfiguration to paste, and what to try next

@@ -229,10 +229,17 @@ impl State {
         }
     }
 
-    /// Whether the KMS is known to be away: unwraps fail fast and expired keyring entries go on serving.
+    /// Whether the KMS is known to be away: unwraps fail fast and expired keyring entries go on serving. At the start a
+    /// KMS that merely throttles is not away: the Decrypts of that moment are worth waiting for.
     #[must_use]
     pub const fn is_outage(&self) -> bool {
-        matches!(self, Self::Coasting { .. } | Self::Degraded { .. } | Self::Stopped { .. })
+        match self {
+            Self::Coasting { .. } | Self::Degraded { .. } | Self::Stopped { .. } => true,
+            Self::Starting { because } | Self::StartingKnown { because } => {
+                matches!(because, Some(Reason::KmsUnreachable | Reason::Deadline))
+            }
+            Self::Ready | Self::Revoked { .. } => false,
+        }
     }
 }
 
@@ -377,6 +384,14 @@ mod tests {
         let revoked = State::Revoked { because: Reason::KekDisabled };
         assert!(matches!(revoked.status(), StatusRule::Fail(f) if f.reason() == Reason::KekDisabled));
         assert_eq!(revoked.may_seal().unwrap_err().reason(), Reason::KekDisabled);
+    }
+
+    #[test]
+    fn a_kms_that_cannot_be_reached_at_the_start_is_an_outage_and_one_that_throttles_or_was_not_asked_yet_is_none() {
+        for make in [|because| State::Starting { because }, |because| State::StartingKnown { because }] {
+            assert!(make(Some(Reason::KmsUnreachable)).is_outage() && make(Some(Reason::Deadline)).is_outage());
+            assert!(!make(Some(Reason::KmsThrottled)).is_outage() && !make(None).is_outage());
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod harden;
 pub mod keks;
+mod listen;
 pub mod pages;
 pub mod reload;
 mod signal;
@@ -24,10 +25,11 @@ use crate::service::supervisor::Supervisor;
 use crate::telemetry::log::{self, Logging};
 use crate::telemetry::metrics::Metrics;
 use crate::transport::accept::Incoming;
-use crate::transport::address::{AddressError, SocketAddress};
+use crate::transport::address::AddressError;
 use crate::transport::peer::{AllowedUids, NobodyAllowed};
-use crate::transport::socket::{self, BindError, BoundSocket, Takeover};
+use crate::transport::socket::BindError;
 use crate::transport::systemd::{self, ActivationError};
+use listen::Claim;
 use pages::HealthPages;
 use signal::{Signals, Wish};
 use std::path::{Path, PathBuf};
@@ -111,8 +113,8 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
     let logging = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
     tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
     report_hardening();
-    // Before there are threads: the socket's umask is process-wide, and activation takes variables from the environment.
-    let bound = bind(&config, options.take_over)?;
+    // Before there are threads: activation takes variables from the environment.
+    let socket = listen::claim(&config, options.take_over)?;
     let allowed = match &config.listen.allow_uids {
         Some(uids) => AllowedUids::parse(uids.clone())?,
         None => AllowedUids::default(),
@@ -122,7 +124,7 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
         .enable_all()
         .build()
         .map_err(|e| StartError::System(format!("the runtime cannot start: {e}")))?;
-    let served = runtime.block_on(serve(options, config, bound, allowed, &logging, on_ready));
+    let served = runtime.block_on(serve(options, config, socket, allowed, &logging, on_ready));
     // A disk that hangs under a blocking thread must not keep the process.
     runtime.shutdown_timeout(BLOCKING_END);
     served
@@ -140,23 +142,10 @@ fn report_hardening() {
     }
 }
 
-fn bind(config: &Config, take_over: bool) -> Result<BoundSocket, StartError> {
-    if let Some(activated) = systemd::activated()? {
-        tracing::info!(target: "kube_kms::daemon", socket = %activated.address(), "listening on the socket of the service manager");
-        return Ok(activated);
-    }
-    let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    let address = SocketAddress::parse(&config.listen.socket, &base)?;
-    let existing = if take_over { Takeover::Displace } else { Takeover::Refuse };
-    let bound = socket::bind(address, config.listen.mode, existing)?;
-    tracing::info!(target: "kube_kms::daemon", socket = %bound.address(), take_over, "listening");
-    Ok(bound)
-}
-
 async fn serve(
     options: &Options,
     config: Config,
-    bound: BoundSocket,
+    socket: Claim,
     allowed: AllowedUids,
     logging: &Logging,
     on_ready: Option<OnReady>,
@@ -187,6 +176,11 @@ async fn serve(
         let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics, logging.dropped.clone()));
         tokio::spawn(serve_http(address, pages, stopped.clone()));
     }
+    let bound = tokio::select! {
+        bound = socket.settle(&plugin) => bound?,
+        // Nobody was served yet, so there is nothing to end but this.
+        () = signals.stop() => return Ok(()),
+    };
     let endpoint = bound.address().endpoint();
     tokio::spawn(announce(Arc::clone(&plugin), endpoint.clone(), on_ready));
     let mut reloader =

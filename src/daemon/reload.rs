@@ -24,7 +24,8 @@ type Fingerprint = (u64, u64, i64, i64, u64);
 #[derive(Debug)]
 pub struct Reloader {
     path: PathBuf,
-    current: Config,
+    /// What the process was started with: keys that take a restart stay as they are in it.
+    started: Config,
     seen: Option<Fingerprint>,
     entropy: Arc<dyn Entropy>,
     queue: mpsc::Sender<Reload>,
@@ -32,16 +33,16 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Starts from the configuration that serves now.
+    /// Starts from the configuration that the process was started with.
     #[must_use]
     pub fn new(
         path: &Path,
-        current: Config,
+        started: Config,
         entropy: Arc<dyn Entropy>,
         queue: mpsc::Sender<Reload>,
         log_level: LevelHandle,
     ) -> Self {
-        Self { path: path.to_owned(), current, seen: fingerprint(path), entropy, queue, log_level }
+        Self { path: path.to_owned(), started, seen: fingerprint(path), entropy, queue, log_level }
     }
 
     /// Returns when the file is another than at the last look. A file that is gone is no change: it may be in the middle
@@ -88,11 +89,10 @@ impl Reloader {
         self.queue.send(reload).await.map_err(|_| one("the supervisor is gone".to_owned()))?;
         match answer.await {
             Ok(Ok(key_id)) => {
-                for key in self.current.restart_only_changes(&new) {
+                for key in self.started.restart_only_changes(&new) {
                     tracing::warn!(target: "kube_kms::reload", key, "changed in the file, but takes a restart");
                 }
                 self.log_level.set(pages::log_level(new.log.level));
-                self.current = new;
                 tracing::info!(target: "kube_kms::reload", %key_id, "the new configuration is in force");
                 Ok(())
             }

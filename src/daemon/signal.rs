@@ -32,6 +32,14 @@ impl Signals {
             _ = self.hang_up.recv() => Wish::Reload,
         }
     }
+
+    /// Returns when one of them asks to stop; what else they ask for before is dropped.
+    ///
+    /// # Cancel safety
+    /// No signal that asks to stop is lost.
+    pub(super) async fn stop(&mut self) {
+        while self.next().await != Wish::Stop {}
+    }
 }
 
 /// What a signal asks for.

@@ -343,7 +343,7 @@ mod tests {
         let few = Settings { dek_max_uses: 2, ..settings() };
         let write = Some(Arc::new(write_state(&few)));
         plugin.publish(Published::new(State::Ready, write, None, None, None));
-        let is_woken = || async { tokio::time::timeout(Duration::ZERO, plugin.renewal().notified()).await.is_ok() };
+        let is_woken = || async { tokio::time::timeout(Duration::ZERO, plugin.wake().notified()).await.is_ok() };
         plugin.encrypt(b"seed").unwrap();
         assert!(!is_woken().await);
         plugin.encrypt(b"seed").unwrap();

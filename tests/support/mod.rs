@@ -3,6 +3,7 @@
 
 #[cfg(feature = "aws")]
 pub mod fake_kms;
+pub mod grpc_go;
 #[cfg(feature = "aws")]
 pub mod hand;
 #[cfg(feature = "aws")]
@@ -11,5 +12,6 @@ pub mod moto;
 pub mod replica;
 pub mod site;
 pub mod skip;
+pub mod wire;
 
 pub use skip::skipped;

@@ -1,0 +1,86 @@
+//! Where the socket comes from, and when: at once, except that a running instance is displaced only by one that can serve.
+//!
+//! Guarantees: without anybody on the socket it is bound before anything else, because kube-apiserver backs off from an
+//! absent one; with `--take-over` the old instance keeps every new connection until this one has a data key, so that no
+//! call meets a plugin that is still starting. SPEC: contract.md 5.7, 15.7; tests/process/take_over.rs.
+
+use super::StartError;
+use crate::config::Config;
+use crate::service::plugin::Plugin;
+use crate::transport::address::{Place, SocketAddress};
+use crate::transport::socket::{self, BindError, BoundSocket, Takeover};
+use crate::transport::systemd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How often is looked for the first data key.
+const LOOK: Duration = Duration::from_millis(20);
+/// How many looks pass between two attempts to find the running instance gone: about a second.
+const LOOKS_PER_ATTEMPT: u32 = 50;
+
+/// A socket, or the wish for one that somebody else still serves.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Bound, or passed by the service manager.
+    Bound(BoundSocket),
+    /// To be taken over.
+    Occupied { address: SocketAddress, mode: u32 },
+}
+
+/// Binds `listen.socket`, unless the service manager passed a socket or, with `take_over`, somebody listens there.
+///
+/// To be called once, before there are other threads.
+pub(super) fn claim(config: &Config, take_over: bool) -> Result<Claim, StartError> {
+    if let Some(activated) = systemd::activated()? {
+        tracing::info!(target: "kube_kms::daemon", socket = %activated.address(), "listening on the socket of the service manager");
+        return Ok(Claim::Bound(activated));
+    }
+    let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let address = SocketAddress::parse(&config.listen.socket, &base)?;
+    let mode = config.listen.mode;
+    match socket::bind(address.clone(), mode, Takeover::Refuse) {
+        Ok(bound) => Ok(Claim::Bound(announced(bound, false))),
+        Err(BindError::LiveOwner { address, pid }) if take_over => match address.place() {
+            Place::File(_) => {
+                tracing::info!(
+                    target: "kube_kms::daemon", socket = %address, pid,
+                    "another instance serves there; taking over as soon as there is a data key"
+                );
+                Ok(Claim::Occupied { address, mode })
+            }
+            Place::Abstract(_) => Err(BindError::AbstractTakeover { address, pid }.into()),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Claim {
+    /// The bound socket, once the plugin can serve on it or the running instance is gone.
+    ///
+    /// # Cancel safety
+    /// Nothing is displaced before this returns.
+    pub(super) async fn settle(self, plugin: &Plugin) -> Result<BoundSocket, StartError> {
+        let (address, mode) = match self {
+            Self::Bound(bound) => return Ok(bound),
+            Self::Occupied { address, mode } => (address, mode),
+        };
+        loop {
+            for _ in 0..LOOKS_PER_ATTEMPT {
+                if plugin.published().write.is_some() {
+                    return Ok(announced(socket::bind(address, mode, Takeover::Displace)?, true));
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            match socket::bind(address.clone(), mode, Takeover::Refuse) {
+                Ok(bound) => return Ok(announced(bound, false)),
+                Err(BindError::LiveOwner { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn announced(bound: BoundSocket, take_over: bool) -> BoundSocket {
+    tracing::info!(target: "kube_kms::daemon", socket = %bound.address(), take_over, "listening");
+    bound
+}

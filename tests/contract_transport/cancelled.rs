@@ -1,0 +1,79 @@
+//! Item 12: callers that go away leave nothing behind.
+
+use crate::support::site::{Running, Site, sealed};
+use crate::support::wire::{Call, Wire};
+use kube_kms::api::v2::DecryptResponse;
+use std::time::{Duration, Instant};
+
+const IN_FLIGHT: &str = "kube_kms_rpc_in_flight{rpc=\"Decrypt\"}";
+const CALLS: usize = 1000;
+
+/// Open files but for those of the page of metrics itself.
+fn files(running: &Running) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", running.pid())).unwrap().count()
+}
+
+fn resident_kib(running: &Running) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+async fn until_in_flight(running: &Running, wanted: f64) {
+    let began = Instant::now();
+    loop {
+        let now = running.metric(IN_FLIGHT).await;
+        if (now - wanted).abs() < f64::EPSILON {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{now} in flight, not {wanted}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Starts Decrypts of which each needs an unwrap of its own, and cancels every one of them in flight.
+async fn cancel_all(site: &Site, running: &Running, sealed: &kube_kms::api::v2::EncryptResponse, round: u8) {
+    let wire = Wire::connect(&running.target).await;
+    let before = site.kms().calls("Decrypt");
+    for batch in 0..CALLS / 100 {
+        let mut pending = Vec::new();
+        for n in 0..100 {
+            let mut foreign = sealed.clone();
+            let blob = foreign.annotations.get_mut("dek.kube-kms").unwrap();
+            let end = blob.len();
+            blob[end - 3..].copy_from_slice(&[round, u8::try_from(batch).unwrap(), n]);
+            pending.push(wire.start(Call::decrypt(&foreign)).await.unwrap());
+        }
+        until_in_flight(running, 100.0).await;
+        drop(pending);
+        until_in_flight(running, 0.0).await;
+    }
+    // What they had started goes on without them, and ends.
+    site.kms().until(|kms| kms.calls("Decrypt") >= before + CALLS).await;
+    wire.status_is_ok().await;
+}
+
+#[tokio::test]
+async fn item_12_a_thousand_decrypts_cancelled_in_flight_leave_no_task_no_memory_and_no_file_behind() {
+    let site = Site::aws();
+    let first = site.start().await;
+    let (seed, answer) = sealed(&mut first.client().await).await;
+    assert!(first.stop().await.success());
+    let running = site.start().await;
+    site.kms().set_latency("Decrypt", Duration::from_millis(100));
+
+    // The first thousand fills pools and caches that are meant to stay.
+    cancel_all(&site, &running, &answer, 1).await;
+    let (files_before, memory_before) = (files(&running), resident_kib(&running));
+    cancel_all(&site, &running, &answer, 2).await;
+
+    running.until("open files are back", || files(&running) <= files_before + 2).await;
+    let memory = resident_kib(&running);
+    // 1000 leaked calls would be 3 MiB and more.
+    assert!(memory < memory_before + 2048, "{memory_before} KiB before, {memory} KiB after");
+    assert!(running.metric(IN_FLIGHT).await.abs() < f64::EPSILON);
+
+    site.kms().set_latency("Decrypt", Duration::ZERO);
+    let wire = Wire::connect(&running.target).await;
+    assert!(wire.call(Call::decrypt(&answer)).await.unwrap().decode::<DecryptResponse>().plaintext == seed);
+}

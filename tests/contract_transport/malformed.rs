@@ -1,0 +1,85 @@
+//! Item 14: what no client would send costs its own stream, or its own connection, and nothing else.
+
+use crate::support::site::{Site, sealed};
+use crate::support::wire::{Call, DECRYPT, ENCRYPT, Wire, dial, frame};
+use bytes::Bytes;
+use kube_kms::api::v2::DecryptResponse;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+
+const UNKNOWN: i32 = 2;
+
+fn framed(flag: u8, length: u32, body: &[u8]) -> Bytes {
+    [&[flag][..], &length.to_be_bytes(), body].concat().into()
+}
+
+#[tokio::test]
+async fn item_14_a_malformed_message_is_an_error_of_its_own_stream_and_the_others_live_on() {
+    let site = Site::aws();
+    let first = site.start().await;
+    let (seed, answer) = sealed(&mut first.client().await).await;
+    assert!(first.stop().await.success());
+    let running = site.start().await;
+    let wire = Wire::connect(&running.target).await;
+
+    // A stream that waits for the KMS all the while.
+    let before = site.kms().calls("Decrypt");
+    site.kms().set_latency("Decrypt", Duration::from_secs(1));
+    let waiting = wire.start(Call::decrypt(&answer).header("grpc-timeout", "20S")).await.unwrap();
+    site.kms().until(|kms| kms.calls("Decrypt") > before).await;
+
+    let six_megabytes = vec![0_u8; 6 << 20];
+    let cases = [
+        ("bytes that are not protobuf", framed(0, 4, &[0xff, 0xff, 0xff, 0xff])),
+        ("a field that says more than there is", framed(0, 3, &[0x0a, 0x7f, 0x00])),
+        ("text that is not UTF-8", framed(0, 4, &[0x12, 0x02, 0xc3, 0x28])),
+        ("a frame that ends early", framed(0, 100, b"short")),
+        ("half of a frame's head", Bytes::from_static(&[0, 0])),
+        ("no message at all", Bytes::new()),
+        ("a compressed message nobody announced", framed(1, 2, &[0x12, 0x00])),
+        ("a flag that does not exist", framed(7, 0, &[])),
+        ("a length over 4 MiB", framed(0, 5 << 20, b"x")),
+        ("a message over 4 MiB", framed(0, 6 << 20, &six_megabytes)),
+        ("the largest length there is", framed(0, u32::MAX, b"x")),
+    ];
+    for (what, body) in cases {
+        for path in [ENCRYPT, DECRYPT] {
+            let call = Call { path: path.to_owned(), ..Call::status().body(body.clone()) };
+            match wire.call(call).await {
+                Ok(said) => assert!(said.code() != 0 && said.code() != UNKNOWN, "{what}: {}", said.code()),
+                Err(error) => assert!(!error.is_go_away() && !error.is_io(), "{what}: {error}"),
+            }
+            assert!(wire.is_open(), "{what} took the connection along");
+        }
+    }
+    wire.status_is_ok().await;
+    let opened = waiting.answer().await.unwrap().decode::<DecryptResponse>();
+    assert!(opened.plaintext == seed, "the stream that waited was served");
+}
+
+#[tokio::test]
+async fn item_14_a_connection_that_breaks_the_protocol_ends_alone() {
+    let running = Site::local().start().await;
+    let wire = Wire::connect(&running.target).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice();
+    let settings = frame(4, 0, 0, &[]);
+    let headers_on_zero = frame(1, 4, 0, &[0x82]);
+    let too_large = [&[0xff, 0xff, 0xff, 0, 0][..], &[0, 0, 0, 1]].concat();
+    let broken: [&[&[u8]]; 7] = [
+        &[],
+        &[b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"],
+        &[&preface[..10]],
+        &[preface, &settings, &[0, 0, 50, 1, 4, 0, 0, 0, 1, 0x82]],
+        &[preface, &settings, &headers_on_zero],
+        &[preface, &settings, &too_large],
+        &[preface, &settings, &frame(1, 4, 1, &[0xff; 64])],
+    ];
+    for bytes in broken {
+        let mut stream = dial(&running.target).unwrap();
+        // It may hang up before we are done.
+        let _ = stream.write_all(&bytes.concat()).await;
+        let _ = stream.shutdown().await;
+        wire.status_is_ok().await;
+    }
+    assert!(running.stop().await.success());
+}
