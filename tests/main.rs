@@ -19,6 +19,9 @@
 )]
 #![cfg(feature = "aws")]
 
+mod architecture;
 mod fake_kms_is_honest;
+mod properties;
 mod smoke;
 mod support;
+mod vectors;
