@@ -20,7 +20,10 @@
 #![cfg(feature = "aws")]
 
 mod architecture;
+mod canary;
+mod cli;
 mod fake_kms_is_honest;
+mod kek_conformance;
 mod properties;
 mod smoke;
 mod support;
