@@ -209,8 +209,8 @@ pub async fn a_slow_kms_is_a_deadline_in_time(bench: &dyn Bench) {
         };
         let took = began.elapsed();
         assert_eq!((fault.reason(), fault.class()), (Reason::Deadline, Class::TooSlow), "{what}");
-        // Half a second of grace for a busy machine; what it must not be is another timeout of somebody else's.
-        assert!((short.timeout..short.timeout + Duration::from_millis(500)).contains(&took), "{what} took {took:?}");
+        // Grace for a busy machine; what it must not be is another timeout of somebody else's.
+        assert!((short.timeout..short.timeout + Duration::from_millis(700)).contains(&took), "{what} took {took:?}");
     }
     bench.heal();
     assert_well(&*kek).await;
