@@ -36,7 +36,7 @@ macro_rules! conformance {
         $(
             #[test]
             fn $name() {
-                $crate::kek_conformance::bench::run(stringify!($name), || $bench, async |bench| {
+                $crate::kek_conformance::bench::run(concat!(module_path!(), "::", stringify!($name)), || $bench, async |bench| {
                     $crate::kek_conformance::behaviour::$name(bench).await;
                 });
             }

@@ -3,6 +3,7 @@
 //! Guarantees: every vector of both files is checked, and the number of them is pinned, so that none can get lost. The
 //! rejections go through the use case Decrypt, cold and with a filled keyring, because the reason may not depend on that.
 
+use base64::Engine as _;
 use kube_kms::config;
 use kube_kms::core::annotation::{AdditionalData, Annotations, WrappedDek};
 use kube_kms::core::context::{OWN_PAIR, WrapContext};
@@ -13,6 +14,7 @@ use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
 use kube_kms::core::key_id::KeyId;
 use kube_kms::core::port::{Entropy, Kek, KekCall, KekFuture, Unwrapped, Wrapped};
 use kube_kms::core::uid::Uid;
+use kube_kms::kek::local::LocalKek;
 use kube_kms::os::{MonotonicClock, OsEntropy};
 use kube_kms::service::decrypt::DecryptInput;
 use kube_kms::service::kek_set::{KekEntry, KekSet};
@@ -20,10 +22,12 @@ use kube_kms::service::observer::Unobserved;
 use kube_kms::service::plugin::{Parts, Plugin};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 const FORMAT1: &str = include_str!("vectors/format1.json");
+const LOCAL1: &str = include_str!("vectors/local1.json");
 const REJECTIONS: &str = include_str!("vectors/rejections.json");
 
 /// Gives exactly these bytes.
@@ -114,6 +118,35 @@ fn every_seal_is_the_known_one_and_opens() {
         let sealed = dek.seal(&Scripted(bytes(&vector["nonce"])), &aad, &plaintext).unwrap();
         assert_eq!(hex::encode(&sealed), vector["ciphertext"].as_str().unwrap());
         assert_eq!(*dek.open(Envelope::parse(&sealed).unwrap(), &aad).unwrap(), plaintext);
+    }
+}
+
+#[tokio::test]
+async fn every_dek_wrapped_by_the_local_kek_is_the_known_one_and_unwraps() {
+    let known = json(LOCAL1);
+    let all = known["wrap"].as_array().unwrap();
+    assert_eq!(all.len(), 3);
+    let dir = tempfile::tempdir().unwrap();
+    for (number, vector) in all.iter().enumerate() {
+        let field = |name: &str| vector[name].as_str().unwrap();
+        let material = base64::engine::general_purpose::STANDARD.encode(bytes(&vector["material"]));
+        let (ring, version) = (field("keyring"), field("version"));
+        let key = serde_json::json!({"id": version, "created": "2026-01-02T03:04:05Z", "state": "enabled", "material": material});
+        let file = serde_json::json!(
+            {"format": "kube-kms-keyring", "version": 1, "id": ring, "current": version, "keys": [key]}
+        );
+        let path = dir.path().join(format!("{number}.json"));
+        std::fs::write(&path, file.to_string()).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let kek = LocalKek::new(path, Arc::new(Scripted(bytes(&vector["nonce"]))));
+        let pairs: BTreeMap<String, String> = serde_json::from_value(vector["context"].clone()).unwrap();
+        let (context, call) = (WrapContext::new(pairs), KekCall { timeout: Duration::from_secs(10), uid: None });
+        let dek = DekBytes::copy_from(&bytes(&vector["dek"])).unwrap();
+        let wrapped = kek.wrap_dek(&dek, &context, &call).await.unwrap();
+        assert_eq!(hex::encode(wrapped.dek.as_bytes()), field("blob"));
+        assert_eq!(wrapped.kek.as_str(), format!("local:{ring}"));
+        let back = kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &context, &call).await.unwrap();
+        assert!(back.dek.same_as(&dek) && back.version.version == version);
     }
 }
 

@@ -196,3 +196,21 @@ async fn check_warns_of_what_serving_would_change() {
     let warned = check(&site, "json").json();
     assert!(warned["warnings"][0].as_str().unwrap().contains("Raise `epoch`"), "{warned}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_prints_what_to_paste_when_asked() {
+    let site = Site::local();
+    let running = site.spawn_with(&["--print-setup"]);
+    let key_id = running.until_ok().await;
+    running.until("what to paste", || running.out().contains("kube-kms probe --socket")).await;
+    let out = running.out();
+    assert!(out.contains(&format!("key_id    {key_id}\n")), "{out}");
+    let endpoint = format!("unix://{}", site.socket().display());
+    for line in
+        ["            apiVersion: v2\n", "            timeout: 3s\n", &format!("            endpoint: {endpoint}\n")]
+    {
+        assert!(out.contains(line), "{line:?} is not in:\n{out}");
+    }
+    // The command that it ends with works as it is printed.
+    run(&site, &["probe", "--socket", &endpoint]);
+}

@@ -43,23 +43,23 @@ impl Bench for MotoBench {
     }
 
     fn rotate(&self) {
-        unimplemented!("not with moto");
+        panic!("not with moto");
     }
 
     fn slow(&self) {
-        unimplemented!("not with moto");
+        panic!("not with moto");
     }
 
     fn unreachable(&self) {
-        unimplemented!("not with moto");
+        panic!("not with moto");
     }
 
     fn denied(&self) {
-        unimplemented!("not with moto");
+        panic!("not with moto");
     }
 
     fn disabled(&self) {
-        unimplemented!("not with moto");
+        panic!("not with moto");
     }
 
     fn disabled_ends_wraps(&self) -> bool {
@@ -67,7 +67,7 @@ impl Bench for MotoBench {
     }
 
     fn restart(&self) {
-        unimplemented!("not with moto");
+        panic!("not with moto");
     }
 
     fn heal(&self) {}

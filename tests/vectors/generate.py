@@ -3,6 +3,7 @@
 
     python3 generate.py check        compares this implementation with format1.json
     python3 generate.py rejections   prints a candidate for rejections.json
+    python3 generate.py local        prints a candidate for local1.json
 
 Needs Python 3.9 and the package `cryptography`. The files beside it are FROZEN: see README.md.
 """
@@ -11,6 +12,7 @@ import hashlib
 import json
 import pathlib
 import sys
+import uuid
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -170,4 +172,20 @@ def rejections():
     }, indent=1, ensure_ascii=False))
 
 
-{"check": check, "rejections": rejections}[sys.argv[1]]()
+def local():
+    keyring, version = uuid.UUID(LOCAL.split(":")[1]), uuid.UUID("2f2b5a1e-3f7f-4c57-8a38-4f0f7a8d1c22")
+    cases = []
+    for material, dek, nonce, pairs in [
+        (bytes(range(0x80, 0xA0)), bytes(range(32)), bytes(range(0x40, 0x4C)), {"cluster": "prod"}),
+        (bytes(range(0x80, 0xA0)), bytes(range(32)), bytes(range(0x40, 0x4C)), {}),
+        (b"\x11" * 32, b"\xff" * 32, bytes(12), {"a": "", "z": "ü"}),
+    ]:
+        bound = b"kube-kms/local/v1" + keyring.bytes + version.bytes + context_digest(dict(pairs, **{"kube-kms": "v1"}))
+        blob = b"\x01" + version.bytes + nonce + AESGCM(material).encrypt(nonce, dek, bound)
+        cases.append({"keyring": str(keyring), "version": str(version), "material": material.hex(), "dek": dek.hex(),
+                      "nonce": nonce.hex(), "context": pairs, "blob": blob.hex()})
+    print(json.dumps({"about": "a DEK wrapped by the `local` KEK, layout 0x01 of src/kek/local/mod.rs; `context` without kube-kms=v1",
+                      "wrap": cases}, indent=1, ensure_ascii=False))
+
+
+{"check": check, "local": local, "rejections": rejections}[sys.argv[1]]()
