@@ -27,7 +27,7 @@ impl Canary {
             needles.push(("hex", hex::encode(window).into_bytes()));
             needles.push(("HEX", hex::encode_upper(window).into_bytes()));
             let list = format!("{window:?}");
-            needles.push(("numbers", list[1..list.len() - 1].as_bytes().to_vec()));
+            needles.push(("numbers", list.as_bytes()[1..list.len() - 1].to_vec()));
             needles.push(("escaped", window.escape_ascii().to_string().into_bytes()));
             for before in 0..3 {
                 let text = [vec![0; before], window.to_vec()].concat();
