@@ -6,7 +6,7 @@
 
 mod fault;
 mod list;
-mod peer;
+pub mod peer;
 
 use crate::support::fake_kms::{ACCOUNT, FakeKms, REGION};
 use crate::support::moto::Moto as MotoServer;

@@ -19,6 +19,9 @@
 )]
 #![cfg(feature = "aws")]
 
+mod architecture;
+mod canary;
+mod cli;
 mod contract_decrypt;
 mod contract_encrypt;
 mod contract_lifecycle;
@@ -27,9 +30,12 @@ mod contract_status;
 mod contract_transport;
 mod dek_life;
 mod fake_kms_is_honest;
+mod kek_conformance;
 mod process;
+mod properties;
 mod rotation_seen;
 mod smoke;
 mod storm;
 mod stuck_log;
 mod support;
+mod vectors;

@@ -2,6 +2,7 @@
 
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
+use crate::cli::{CONFIGURATION_HINT, SOCKET_HINT};
 use crate::config::{self, Config};
 use crate::core::fault::Fault;
 use crate::core::port::Entropy;
@@ -49,7 +50,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let config = config::load(&path).map_err(|problems| super::configuration_failure(&problems))?;
     let base = std::env::current_dir().unwrap_or_default();
     let address = SocketAddress::parse(&config.listen.socket, &base).map_err(|e| {
-        Failure::new(Exit::Configuration, "listen.socket is not the address of a unix socket").because(&e)
+        Failure::new(Exit::Configuration, "listen.socket is not the address of a unix socket")
+            .because(&e)
+            .hint(SOCKET_HINT)
     })?;
     let watch = Stopwatch::start();
     let candidate = super::runtime()?.block_on(try_kek(&config))?;
@@ -75,11 +78,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 
 async fn try_kek(config: &Config) -> Result<Candidate, Failure> {
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-    let keks = keks::connect(config, &entropy).await.map_err(|error| match &error {
-        StartError::Kek { fault, .. } => {
-            Failure::new(Exit::Configuration, error.to_string()).cause(fault.to_string()).cause(fault.causes())
-        }
-        _ => Failure::new(Exit::Configuration, error.to_string()),
+    let keks = keks::connect(config, &entropy).await.map_err(|error| {
+        let mut failure = match &error {
+            StartError::Kek { fault, .. } => Failure::of_fault(error.to_string(), fault),
+            _ => Failure::new(Exit::Configuration, error.to_string()),
+        };
+        // Whatever its class: nothing has been asked yet, so it is the configuration's fault.
+        failure.exit = Exit::Configuration;
+        failure.hint(CONFIGURATION_HINT)
     })?;
     let clock = MonotonicClock::new();
     prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved)

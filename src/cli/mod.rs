@@ -24,6 +24,10 @@ struct Arguments {
 const EXIT_STATUS: &str = "Exit status: 0 done, 1 failed, 2 usage, 3 configuration, 4 unreachable, 5 refused, \
 6 verification failed.";
 
+const CONFIGURATION_HINT: &str =
+    "docs/configuration.md has every key; `kube-kms check` tries a configuration without serving";
+const SOCKET_HINT: &str = "give a path such as /run/kube-kms/kms.sock, or @NAME for an abstract socket";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve Status, Encrypt and Decrypt on a unix socket
@@ -83,19 +87,16 @@ fn configuration_failure(error: &crate::config::ConfigError) -> Failure {
     let count = error.problems().len();
     let plural = if count == 1 { "" } else { "s" };
     let failure = Failure::new(Exit::Configuration, format!("the configuration has {count} mistake{plural}"));
-    error
-        .to_string()
-        .lines()
-        .fold(failure, Failure::cause)
-        .hint("docs/configuration.md has every key; `kube-kms check` tries a configuration without serving")
+    error.to_string().lines().fold(failure, Failure::cause).hint(CONFIGURATION_HINT)
 }
 
 /// A runtime for one command.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::Failed, "the runtime cannot start").because(&e))
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
+        Failure::new(Exit::Failed, "the runtime cannot start")
+            .because(&e)
+            .hint("see the limits of this process: ulimit -a")
+    })
 }
 
 #[cfg(test)]

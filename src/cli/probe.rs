@@ -85,8 +85,11 @@ struct DecryptReport {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let base = std::env::current_dir().unwrap_or_default();
-    let address = SocketAddress::parse(&arguments.socket, &base)
-        .map_err(|e| Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e))?;
+    let address = SocketAddress::parse(&arguments.socket, &base).map_err(|e| {
+        Failure::new(Exit::Usage, "--socket is not the address of a unix socket")
+            .because(&e)
+            .hint(crate::cli::SOCKET_HINT)
+    })?;
     let report = super::runtime()?.block_on(probe(&address, arguments.timeout))?;
     match arguments.output {
         Format::Json => output::json(&report),
@@ -121,7 +124,9 @@ async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Fai
     let status =
         StatusReport { version: status.version, healthz: status.healthz, key_id: status.key_id, key_id_hash, micros };
 
-    let seed = DekBytes::generate(&OsEntropy).map_err(|fault| Failure::of_fault("a seed cannot be made", &fault))?;
+    let seed = DekBytes::generate(&OsEntropy).map_err(|fault| {
+        Failure::of_fault("a seed cannot be made", &fault).hint("the operating system gives no memory or no randomness")
+    })?;
     let watch = Stopwatch::start();
     let sealed = client.encrypt(seed.expose_bytes().to_vec(), new_uid()).await;
     let micros_encrypt = self::micros(watch);

@@ -34,7 +34,7 @@ fn failure(error: &StartError) -> Failure {
     let what = "kube-kms cannot serve";
     match error {
         StartError::Config(problems) => super::configuration_failure(problems),
-        StartError::Address(_) => Failure::new(Exit::Configuration, what).because(error),
+        StartError::Address(_) => Failure::new(Exit::Configuration, what).because(error).hint(crate::cli::SOCKET_HINT),
         StartError::AllowUids(_) => Failure::new(Exit::Configuration, what)
             .because(error)
             .hint("name the user that runs kube-apiserver, mostly 0"),
@@ -45,8 +45,12 @@ fn failure(error: &StartError) -> Failure {
             failure.hint("`kube-kms check` tries a configuration without serving")
         }
         StartError::Bind(e) => Failure::new(Exit::Refused, what).because(error).hint(e.hint()),
-        StartError::Activation(_) => Failure::new(Exit::Configuration, what).because(error),
-        StartError::System(_) => Failure::new(Exit::Failed, what).because(error),
+        StartError::Activation(_) => Failure::new(Exit::Configuration, what)
+            .because(error)
+            .hint("the socket unit needs exactly one ListenStream=, of a unix socket"),
+        StartError::System(_) => {
+            Failure::new(Exit::Failed, what).because(error).hint("see the limits of this process: ulimit -a")
+        }
     }
 }
 

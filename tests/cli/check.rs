@@ -1,0 +1,216 @@
+//! `check`, and what `serve` says when it does not start.
+
+use super::transcript::run;
+use crate::support::fake_kms::ANY;
+use crate::support::site::{ALIAS, Site};
+
+fn check(site: &Site, output: &str) -> super::transcript::Transcript {
+    let config = site.write_config();
+    run(site, &["check", "--config", config.to_str().unwrap(), "--output", output])
+}
+
+#[test]
+fn a_good_configuration_is_ready_to_serve() {
+    let site = Site::local();
+    check(&site, "text").printed(
+        "config    DIR/config.yaml
+endpoint  unix://DIR/kms.sock
+KEK       local:UUID
+version   UUID
+key_id    KEY-ID
+          sha256:HASH
+wrapped and unwrapped a data key in N ms; 77 bytes in the annotation of every object
+ready to serve
+",
+    );
+    let json = check(&site, "json").json();
+    let mut keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "config",
+            "endpoint",
+            "kek",
+            "kekVersion",
+            "keyId",
+            "keyIdHash",
+            "readKeks",
+            "warnings",
+            "wrapAndUnwrapMillis",
+            "wrappedDekBytes"
+        ]
+    );
+    assert_eq!(
+        (&json["wrappedDekBytes"], &json["readKeks"], &json["warnings"]),
+        (&77.into(), &0.into(), &serde_json::json!([]))
+    );
+    let listed =
+        run(&site, &["keyring", "list", "--file", site.keyring().to_str().unwrap(), "--output", "json"]).json();
+    assert_eq!(json["keyId"], listed["versions"][0]["keyId"]);
+}
+
+#[test]
+fn a_good_configuration_for_aws_names_the_key_and_not_the_alias() {
+    let site = Site::aws();
+    let json = check(&site, "json").json();
+    assert_eq!(json["kek"].as_str().unwrap(), format!("aws:{}", site.kms().key_arn(ALIAS)));
+    assert_eq!(json["kekVersion"].as_str().unwrap(), site.kms().material_ids(ALIAS)[0]);
+}
+
+#[test]
+fn check_changes_nothing() {
+    let site = Site::local();
+    let listing = || {
+        let mut all: Vec<_> = std::fs::read_dir(site.dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        all.sort();
+        all
+    };
+    site.write_config();
+    let before = (listing(), std::fs::read(site.keyring()).unwrap());
+    check(&site, "text");
+    assert_eq!((listing(), std::fs::read(site.keyring()).unwrap()), before);
+}
+
+#[test]
+fn a_kms_that_is_away_is_4_and_one_that_refuses_is_5() {
+    let site = Site::aws();
+    let kms = site.kms();
+    for output in ["text", "json"] {
+        kms.stop();
+        check(&site, output).failed_with(
+            4,
+            &[
+                "error: the KEK cannot wrap and unwrap a data key\ncause: kms-unreachable: ",
+                "hint: see whether this host",
+            ],
+        );
+        kms.start_again();
+        kms.revoke(ANY);
+        check(&site, output).failed_with(5, &["cause: policy-denied: ", "hint: for AWS the role needs kms:Encrypt"]);
+        kms.grant(ANY);
+        kms.disable(ALIAS);
+        check(&site, output).failed_with(5, &["cause: kek-disabled: ", "hint: enable the key"]);
+        kms.schedule_deletion(ALIAS);
+        check(&site, output).failed_with(5, &["cause: kek-pending-deletion: ", "hint: cancel the deletion now"]);
+        kms.enable(ALIAS);
+        assert_eq!(check(&site, output).status, 0);
+    }
+    kms.delete_now(ALIAS);
+    check(&site, "text").failed_with(5, &["cause: kek-gone: ", "hint: see whether the key, alias, region"]);
+}
+
+#[test]
+fn a_keyring_that_is_not_safe_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let site = Site::local();
+    std::fs::set_permissions(site.keyring(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    check(&site, "text").failed(
+        5,
+        "error: the KEK cannot wrap and unwrap a data key
+cause: kek-file-refused: the local keyring file is not safe or not readable
+cause: keyring DIR/keyring.json: its mode is 0644, so that others than its owner can use it; chmod 600 \
+DIR/keyring.json; if others could read it, rotate: `kube-kms keyring add`, then `promote`
+hint: the cause says what to do with the keyring file
+",
+    );
+    std::fs::remove_file(site.keyring()).unwrap();
+    check(&site, "text").failed_with(4, &["cause: kms-unreachable: ", "there is no such file"]);
+}
+
+#[test]
+fn every_mistake_of_a_configuration_is_reported_by_check_and_by_serve() {
+    let site = Site::local();
+    let path =
+        site.write_raw_config("listen: {socket: 7}\nkek: {local: {keyring: keyring.json}}\nprobe: {intervall: 5s}\n");
+    for command in ["check", "serve"] {
+        run(&site, &[command, "--config", path.to_str().unwrap()]).failed(
+            3,
+            "error: the configuration has 3 mistakes
+cause: DIR/config.yaml: listen.socket: expected text, found a number; put it in quotes
+cause: DIR/config.yaml: kek.local.keyring: is not an absolute path; begin it with `/`
+cause: DIR/config.yaml: probe.intervall: unknown key; did you mean `interval`?
+hint: docs/configuration.md has every key; `kube-kms check` tries a configuration without serving
+",
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_3() {
+    let site = Site::local();
+    for command in ["check", "serve"] {
+        run(&site, &[command, "--config", "none.yaml"])
+            .failed_with(3, &["cause: DIR/none.yaml: cannot be read: No such file or directory"]);
+    }
+}
+
+#[test]
+fn what_cannot_work_as_it_is_configured_is_3_with_a_hint() {
+    // No region anywhere.
+    let mut site = Site::aws();
+    site.set("kek: {aws: {key: alias/prod}}");
+    let path = site.write_config();
+    for command in ["check", "serve"] {
+        run(&site, &[command, "--config", path.to_str().unwrap()])
+            .failed_with(3, &["cause: kek-unusable: ", "cause: no region: ", "hint: "]);
+    }
+    // A socket that nobody can dial.
+    let mut site = Site::local();
+    site.listen("{socket: 'unix://host/kms.sock'}");
+    let path = site.write_config();
+    for command in ["check", "serve"] {
+        run(&site, &[command, "--config", path.to_str().unwrap()])
+            .failed_with(3, &["kube-apiserver would drop the host", "hint: "]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_instance_on_the_same_socket_is_refused() {
+    let site = Site::local();
+    let first = site.start().await;
+    let config = site.write_config();
+    run(&site, &["serve", "--config", config.to_str().unwrap()])
+        .failed_with(5, &["error: kube-kms cannot serve\ncause: the socket cannot be bound\n", "--take-over"]);
+    first.until_ok().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_warns_of_what_serving_would_change() {
+    let site = Site::local();
+    site.start().await.stop().await;
+    let keyring = site.keyring().to_str().unwrap().to_owned();
+    let added = run(&site, &["keyring", "add", "--file", &keyring, "--output", "json"]).json();
+    let old = run(&site, &["keyring", "list", "--file", &keyring, "--output", "json"]).json();
+    let old = old["versions"][0]["version"].as_str().unwrap().to_owned();
+    run(&site, &["keyring", "promote", "--file", &keyring, added["version"].as_str().unwrap()]);
+    let warned = check(&site, "text");
+    assert_eq!(warned.status, 0);
+    assert!(
+        warned
+            .out
+            .ends_with("WARNING   the key_id differs from the one that this node reported last: serving will rotate\n")
+    );
+    site.start().await.stop().await;
+    run(&site, &["keyring", "promote", "--file", &keyring, &old]);
+    let warned = check(&site, "json").json();
+    assert!(warned["warnings"][0].as_str().unwrap().contains("Raise `epoch`"), "{warned}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_prints_what_to_paste_when_asked() {
+    let site = Site::local();
+    let running = site.spawn_with(&["--print-setup"]);
+    let key_id = running.until_ok().await;
+    running.until("what to paste", || running.out().contains("kube-kms probe --socket")).await;
+    let out = running.out();
+    assert!(out.contains(&format!("key_id    {key_id}\n")), "{out}");
+    let endpoint = format!("unix://{}", site.socket().display());
+    for line in
+        ["            apiVersion: v2\n", "            timeout: 3s\n", &format!("            endpoint: {endpoint}\n")]
+    {
+        assert!(out.contains(line), "{line:?} is not in:\n{out}");
+    }
+    // The command that it ends with works as it is printed.
+    run(&site, &["probe", "--socket", &endpoint]);
+}
