@@ -203,7 +203,7 @@ impl Site {
         let out = self.dir().join(format!("out.{number}.{}", uuid::Uuid::new_v4().simple()));
         command.stderr(File::create(&log).unwrap()).stdout(File::create(&out).unwrap());
         let child = command.spawn().unwrap();
-        Running { child, log, out, target: Target::File(self.socket()), dir: Arc::clone(&self.dir) }
+        Running { child, log, out, target: Target::File(self.socket()), _dir: Arc::clone(&self.dir) }
     }
 
     /// Starts `serve` and waits until Status answers `ok`.
@@ -221,7 +221,8 @@ pub struct Running {
     out: PathBuf,
     /// Where clients connect; a test with another `listen` sets it.
     pub target: Target,
-    dir: Arc<TempDir>,
+    /// Kept as long as the process.
+    _dir: Arc<TempDir>,
 }
 
 impl Running {
@@ -238,11 +239,6 @@ impl Running {
     /// What it has written to stdout.
     pub fn out(&self) -> String {
         std::fs::read_to_string(&self.out).unwrap_or_default()
-    }
-
-    /// The directory of its site.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// A client with a connection of its own and this deadline for each call.
