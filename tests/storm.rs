@@ -133,7 +133,7 @@ async fn item_56_a_thousand_deks_a_hundred_at_a_time_stay_within_the_limit_of_th
     let site = calm(Site::aws());
     let values = sealed_by_each(&Replica::of(&site).deks(1000).await);
     let running = site.start().await;
-    let client = running.client_with(Duration::from_secs(10)).await;
+    let client = running.client_with(Duration::from_secs(30)).await;
     make_slow_and_strict(&site);
     let kms = site.kms();
     let began = Instant::now();
