@@ -212,7 +212,7 @@ mod tests {
             assert!(!incoming.next().await.unwrap().unwrap().peer().allowed);
             assert_eq!(incoming.0.refusals.unreported, expected);
         }
-        clock.0.store(10_000, Ordering::Relaxed);
+        clock.0.store(10_000_000_000, Ordering::Relaxed);
         let _client = UnixStream::connect(&path).await.unwrap();
         let _refused = incoming.next().await.unwrap().unwrap();
         assert_eq!(incoming.0.refusals.unreported, 0, "after a while there is a line again");
