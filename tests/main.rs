@@ -22,6 +22,7 @@
 mod architecture;
 mod canary;
 mod cli;
+mod conformance_doc;
 mod contract_decrypt;
 mod contract_encrypt;
 mod contract_lifecycle;
