@@ -212,11 +212,7 @@ mod tests {
             assert!(!incoming.next().await.unwrap().unwrap().peer().allowed);
             assert_eq!(incoming.0.refusals.unreported, expected);
         }
-<<<<<<< HEAD
         clock.0.store(u64::try_from(LOG_EVERY.as_nanos()).unwrap(), Ordering::Relaxed);
-=======
-        clock.0.store(10_000_000_000, Ordering::Relaxed);
->>>>>>> t4
         let _client = UnixStream::connect(&path).await.unwrap();
         let _refused = incoming.next().await.unwrap().unwrap();
         assert_eq!(incoming.0.refusals.unreported, 0, "after a while there is a line again");
