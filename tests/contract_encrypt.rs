@@ -1,4 +1,4 @@
-//! contract.md 19 C: what Encrypt promises, on the real binary and on both KEKs. Item numbers are in the names.
+//! Conformance (docs/conformance.md): what Encrypt promises, on the real binary and on both KEKs. Item numbers are in the names.
 
 use crate::support::fake_kms::Failure;
 use crate::support::hand::{assert_labelled_right, on_both_keks, rotate, take_away};

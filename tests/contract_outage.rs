@@ -1,4 +1,4 @@
-//! contract.md 19, items 9 and 77: what takes minutes of real time, in one test so that all of it overlaps.
+//! docs/conformance.md, items 9 and 77: what takes minutes of real time, in one test so that all of it overlaps.
 //!
 //! The clients reconnect on grpc-go's schedule (`support/grpc_go.rs`). The figures are printed: with `--nocapture` this
 //! test is the measurement that the runbook cites.
@@ -116,7 +116,7 @@ async fn items_09_and_77_after_outages_of_10_60_and_120_s_a_client_is_back_withi
 }
 
 /// The client of these tests is grpc-go's twin only if its schedule is grpc-go's: nobody listens, and it knocks when the
-/// recorded client knocked (contract.md 5.7: 0, 1.0, 2.6, 5.2 s, each step ±20 %).
+/// recorded client knocked (grpc-go connects at 0, 1.0, 2.6, 5.2 s, each step ±20 %).
 #[tokio::test]
 async fn the_client_of_these_tests_knocks_when_grpc_go_does() {
     let dir = tempfile::tempdir().unwrap();

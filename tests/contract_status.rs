@@ -1,4 +1,4 @@
-//! contract.md 19 B: what Status promises, on the real binary and on both KEKs. Item numbers are in the names.
+//! Conformance (docs/conformance.md): what Status promises, on the real binary and on both KEKs. Item numbers are in the names.
 
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{bring_back, kek_calls, on_both_keks, rotate, take_away};

@@ -1,4 +1,4 @@
-//! contract.md 19 A: the transport, on the real binary, over connections of our own (items 1 to 8 and 10 to 15).
+//! Conformance (docs/conformance.md): the transport, on the real binary, over connections of our own (items 1 to 8 and 10 to 15).
 //!
 //! Item 9 takes 70 s and is in `contract_outage.rs`, beside what takes longer.
 

@@ -1,5 +1,5 @@
 //! The life of a data key on the real binary: replaced by use and by age, in the background, under the same key_id, and
-//! never at the cost of a request (contract.md 19, items 40, 42 and 59 stand behind it; docs/configuration.md `dek`).
+//! never at the cost of a request (docs/conformance.md, items 40, 42 and 59 stand behind it; docs/configuration.md `dek`).
 
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{assert_labelled_right, bring_back, kek_calls, on_both_keks, take_away};

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: without anybody on the socket it is bound before anything else, because kube-apiserver backs off from an
 //! absent one; with `--take-over` the old instance keeps every new connection until this one has a data key, so that no
-//! call meets a plugin that is still starting. SPEC: contract.md 5.7, 15.7; tests/process/take_over.rs.
+//! call meets a plugin that is still starting. SPEC: grpc-go backs off from an absent socket; tests/process/take_over.rs.
 
 use super::StartError;
 use crate::config::Config;

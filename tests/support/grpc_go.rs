@@ -1,6 +1,6 @@
 //! A client that loses and finds its connection as kube-apiserver's does: grpc-go's schedule on the real clock.
 //!
-//! SPEC: contract.md 5.4 and 5.7, grpc-go's default backoff. After a failed attempt: 1 s, then 1.6 times as long each
+//! SPEC: grpc-go's default backoff. After a failed attempt: 1 s, then 1.6 times as long each
 //! time, ±20 %, at most 120 s. An attempt has max(20 s, that backoff) for connect and the server's SETTINGS. A lost
 //! connection is made again at once. Calls wait for a connection (WaitForReady) up to their deadline, and a call is sent
 //! again only when the server provably did not process it (transparent retry).
