@@ -229,12 +229,14 @@ impl State {
         }
     }
 
-    /// Whether the KMS is known to be away: unwraps fail fast and expired keyring entries go on serving. At the start a
-    /// KMS that merely throttles is not away: the Decrypts of that moment are worth waiting for.
+    /// Whether the KMS is known to be away: unwraps fail fast and expired keyring entries go on serving. A KMS that merely
+    /// throttles is not away: its answers are worth waiting for.
     #[must_use]
     pub const fn is_outage(&self) -> bool {
         match self {
-            Self::Coasting { .. } | Self::Degraded { .. } | Self::Stopped { .. } => true,
+            Self::Coasting { because, .. } | Self::Degraded { because, .. } | Self::Stopped { because, .. } => {
+                !matches!(because, Reason::KmsThrottled)
+            }
             Self::Starting { because } | Self::StartingKnown { because } => {
                 matches!(because, Some(Reason::KmsUnreachable | Reason::Deadline))
             }
@@ -392,6 +394,9 @@ mod tests {
             assert!(make(Some(Reason::KmsUnreachable)).is_outage() && make(Some(Reason::Deadline)).is_outage());
             assert!(!make(Some(Reason::KmsThrottled)).is_outage() && !make(None).is_outage());
         }
+        let age = Duration::ZERO;
+        assert!(State::Coasting { because: Reason::PolicyDenied, age }.is_outage());
+        assert!(!State::Coasting { because: Reason::KmsThrottled, age }.is_outage());
     }
 
     #[test]

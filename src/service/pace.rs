@@ -1,7 +1,7 @@
 //! How fast the KMS may be asked: at most so many unwraps at once, and further apart each time it throttles us.
 //!
-//! Guarantees: a storm of Decrypts never becomes a storm at the KMS; the pace recovers by itself. Probes do not wait
-//! here: they are few, and health must not queue behind a storm.
+//! Guarantees: a storm of Decrypts never becomes a storm at the KMS; who was throttled does not lose its place to those who
+//! came later; the pace recovers by itself. Probes do not wait here: they are few, and health must not queue behind a storm.
 
 use crate::core::limit;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +13,10 @@ use tokio::time::Instant;
 const FIRST_GAP: Duration = Duration::from_millis(10);
 /// The largest gap: one call a second.
 const LARGEST_GAP: Duration = Duration::from_secs(1);
+/// What throttling makes of the gap.
+const SLOWER: f64 = 1.5;
+/// After this time of answers without throttling, calls are half as far apart.
+const HALF_LIFE: Duration = Duration::from_secs(2);
 /// Gaps under this are none.
 const NO_GAP: Duration = Duration::from_millis(1);
 /// Several answers of one burst count as one sign of throttling.
@@ -30,6 +34,7 @@ struct Spacing {
     gap: Duration,
     next: Option<Instant>,
     slowed: Option<Instant>,
+    sped_up: Option<Instant>,
 }
 
 impl Pace {
@@ -38,14 +43,20 @@ impl Pace {
     pub fn new() -> Self {
         Self {
             permits: Semaphore::new(limit::UNWRAPS_IN_FLIGHT_MAX),
-            spacing: Mutex::new(Spacing { gap: Duration::ZERO, next: None, slowed: None }),
+            spacing: Mutex::new(Spacing { gap: Duration::ZERO, next: None, slowed: None, sped_up: None }),
         }
     }
 
-    /// Waits for a turn; the turn ends when the permit is dropped.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    /// Waits for a turn, first come, first served; it ends when it is dropped.
+    pub async fn turn(&self) -> Turn<'_> {
         // `None` never happens: the semaphore is never closed. Going on without a permit would be harmless then.
         let permit = self.permits.acquire().await.ok();
+        self.slot().await;
+        Turn { pace: self, _permit: permit }
+    }
+
+    /// Waits until the next call may begin.
+    async fn slot(&self) {
         let at = {
             let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
             let now = tokio_now();
@@ -54,26 +65,47 @@ impl Pace {
             at
         };
         tokio::time::sleep_until(at).await;
-        permit
     }
 
-    /// The KMS answered: a little faster.
+    /// The KMS answered: faster, by how long ago it last did or throttled.
     pub fn speed_up(&self) {
         let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
-        spacing.gap = spacing.gap.mul_f64(0.98);
+        if spacing.gap.is_zero() {
+            return;
+        }
+        let now = tokio_now();
+        let since = spacing.sped_up.map_or(Duration::ZERO, |when| now.saturating_duration_since(when));
+        spacing.sped_up = Some(now);
+        let halvings = since.as_secs_f64() / HALF_LIFE.as_secs_f64();
+        spacing.gap = spacing.gap.mul_f64((-halvings).exp2());
         if spacing.gap < NO_GAP {
             spacing.gap = Duration::ZERO;
         }
     }
 
-    /// The KMS throttled us: half as fast.
+    /// The KMS throttled us: slower, once a burst.
     pub fn slow_down(&self) {
         let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = tokio_now();
         if spacing.slowed.is_none_or(|when| now.saturating_duration_since(when) >= SAME_BURST) {
             spacing.slowed = Some(now);
-            spacing.gap = spacing.gap.saturating_mul(2).clamp(FIRST_GAP, LARGEST_GAP);
+            spacing.sped_up = Some(now);
+            spacing.gap = spacing.gap.mul_f64(SLOWER).clamp(FIRST_GAP, LARGEST_GAP);
         }
+    }
+}
+
+/// A place among the calls on the wire.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    pace: &'a Pace,
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Turn<'_> {
+    /// Waits until the call may be made once more, without going to the end of the queue.
+    pub async fn again(&self) {
+        self.pace.slot().await;
     }
 }
 
@@ -120,18 +152,22 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(1), pace.turn()).await.is_ok());
     }
 
+    fn gap(pace: &Pace) -> Duration {
+        pace.spacing.lock().unwrap().gap
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn throttling_doubles_the_gap_once_a_burst_up_to_a_second() {
+    async fn throttling_widens_the_gap_once_a_burst_up_to_a_second() {
         let pace = Pace::new();
         for _ in 0..16 {
             pace.slow_down();
         }
+        assert_eq!(gap(&pace), FIRST_GAP);
         let ten = turns(&pace, 11).await;
         assert!((Duration::from_millis(100)..Duration::from_millis(120)).contains(&ten), "{ten:?}");
         tokio::time::advance(SAME_BURST).await;
         pace.slow_down();
-        let ten = turns(&pace, 11).await;
-        assert!((Duration::from_millis(190)..Duration::from_millis(240)).contains(&ten), "{ten:?}");
+        assert_eq!(gap(&pace), FIRST_GAP.mul_f64(SLOWER));
         for _ in 0..20 {
             tokio::time::advance(SAME_BURST).await;
             pace.slow_down();
@@ -141,19 +177,42 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_bring_it_back_to_full_speed() {
+    async fn answers_bring_it_back_to_full_speed_by_time_and_not_by_their_number() {
         let pace = Pace::new();
         for _ in 0..20 {
             tokio::time::advance(SAME_BURST).await;
             pace.slow_down();
         }
-        let mut answers = 0;
-        while pace.spacing.lock().unwrap().gap > Duration::ZERO {
+        for _ in 0..1000 {
             pace.speed_up();
-            answers += 1;
         }
-        assert!((100..1000).contains(&answers), "{answers}");
+        assert_eq!(gap(&pace), LARGEST_GAP, "no time has passed");
+        tokio::time::advance(HALF_LIFE).await;
+        pace.speed_up();
+        let half = gap(&pace);
+        assert!((Duration::from_millis(499)..=Duration::from_millis(501)).contains(&half), "{half:?}");
+        for _ in 0..10 {
+            tokio::time::advance(HALF_LIFE).await;
+            pace.speed_up();
+        }
         turns(&pace, 1).await;
         assert_eq!(turns(&pace, 100).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_throttled_does_not_go_to_the_end_of_the_queue() {
+        let pace = Arc::new(Pace::new());
+        pace.slow_down();
+        let mut first = vec![];
+        for _ in 0..limit::UNWRAPS_IN_FLIGHT_MAX {
+            first.push(pace.turn().await);
+        }
+        let waiting = {
+            let pace = Arc::clone(&pace);
+            tokio::spawn(async move { drop(pace.turn().await) })
+        };
+        tokio::task::yield_now().await;
+        first[0].again().await;
+        assert!(!waiting.is_finished(), "it came later and was served first");
     }
 }

@@ -188,7 +188,7 @@ impl Plugin {
         self.published.load()
     }
 
-    /// Whether the KMS of the writing KEK is known to be away.
+    /// Whether the KMS of the writing KEK is known to be away. One that throttles us is there.
     #[must_use]
     pub fn is_outage(&self) -> bool {
         self.published.load().state.is_outage()
@@ -244,8 +244,10 @@ impl Plugin {
 
     /// An unwrap failed in a way that an outage would explain: the supervisor looks now and not at the next interval, so
     /// that expired DEKs serve at once and callers hear soon.
-    pub(super) fn suspect_outage(&self) {
-        self.wake.notify_one();
+    pub(super) fn suspect_outage(&self, kek: &KekRef) {
+        if self.keks.load().write().kek.may_unwrap(kek) {
+            self.wake.notify_one();
+        }
     }
 
     /// A number from 0 (inclusive) to 1, for jitter; 0.5 when there is no randomness.
@@ -333,7 +335,8 @@ mod tests {
             assert_eq!(snapshot.state, state.label());
             assert_eq!(snapshot.because, state.because());
             assert_eq!(snapshot.is_ok, status == Ok("ok"), "{state:?}");
-            assert_eq!(snapshot.outage.is_some(), state.is_outage(), "{state:?}");
+            let is_away = matches!(state, State::Coasting { .. } | State::Degraded { .. } | State::Stopped { .. });
+            assert_eq!(snapshot.outage.is_some(), is_away, "{state:?}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::core::port::KekCall;
 use crate::core::uid::Uid;
 use crate::service::keyring::Flight;
 use crate::service::observer::KekOperation;
+use crate::service::pace::Turn;
 use crate::service::plugin::Plugin;
 use crate::service::prepare::observed;
 use std::sync::Arc;
@@ -39,15 +40,18 @@ pub(super) async fn unwrap_dek(
     let clock = plugin.clock();
     let began = clock.now();
     let mut attempt: u32 = 0;
+    let mut turn = None;
     loop {
+        match &turn {
+            None => turn = Some(plugin.pace().turn().await),
+            Some(kept) => Turn::again(kept).await,
+        }
         let outage = plugin.is_outage();
         let remaining = LIFETIME.saturating_sub(clock.now().since(began));
         let patience = FIRST_ATTEMPT.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
         let timeout = if outage { OUTAGE_ATTEMPT } else { patience.min(remaining) };
         let call = KekCall { timeout, uid: Some(uid.clone()) };
-        let turn = plugin.pace().turn().await;
         let outcome = ask_each_reader(plugin, annotations, &wrapped, &call).await;
-        drop(turn);
         let fault = match outcome {
             Ok(dek) => {
                 plugin.pace().speed_up();
@@ -64,7 +68,7 @@ pub(super) async fn unwrap_dek(
         );
         // A KMS that throttles us is there, and a probe more is the last thing that it needs.
         if matches!(fault.class(), Class::Unreachable | Class::TooSlow) && !outage {
-            plugin.suspect_outage();
+            plugin.suspect_outage(annotations.kek());
         }
         let pause = jittered(plugin, pause_after(attempt));
         let fault = unanswered(fault);
@@ -73,7 +77,11 @@ pub(super) async fn unwrap_dek(
             return Err(fault);
         }
         flight.attempt_failed(&fault);
-        tokio::time::sleep(pause).await;
+        // Throttled, it keeps its place: the pace says when it is its turn again. Else others go first.
+        if fault.reason() != Reason::KmsThrottled {
+            turn = None;
+            tokio::time::sleep(pause).await;
+        }
         attempt = attempt.saturating_add(1);
     }
 }

@@ -130,7 +130,9 @@ impl KeyName {
     #[must_use]
     pub fn allows(&self, key: &KeyArn, region: &str, account: Option<&str>) -> bool {
         let place = key.place();
-        let here = place.region == region && account.is_none_or(|account| place.account == account);
+        let here = place.region == region
+            && place.partition == partition_of(region)
+            && account.is_none_or(|account| place.account == account);
         match self {
             Self::Arn(arn) => arn == key,
             Self::Id(id) => here && id == key.id(),
@@ -138,6 +140,19 @@ impl KeyName {
             Self::AliasArn { place: alias, .. } => alias == place,
         }
     }
+}
+
+/// The partition that a region belongs to. SPEC: AWS General Reference, "Amazon Resource Names".
+fn partition_of(region: &str) -> &'static str {
+    const OTHERS: [(&str, &str); 6] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-isob-", "aws-iso-b"),
+        ("us-isof-", "aws-iso-f"),
+        ("us-iso-", "aws-iso"),
+        ("eusc-", "aws-eusc"),
+    ];
+    OTHERS.iter().find(|(prefix, _)| region.starts_with(prefix)).map_or("aws", |(_, partition)| partition)
 }
 
 impl fmt::Display for KeyName {
