@@ -75,7 +75,7 @@ async fn with_a_take_over() -> Duration {
     let old = site.start().await;
     let mut client = GrpcGo::connect(&old.target).await;
     let new = site.spawn_with(&["--take-over"]);
-    new.until_log("a new data key is in use").await;
+    new.until_log("listening").await;
     assert!(old.stop().await.success());
     let gone = Instant::now();
     is_served(&mut client, SOON).await.unwrap();

@@ -19,7 +19,7 @@ async fn item_10_a_call_made_while_the_server_closes_the_connection_completes_on
     let mut client = GrpcGo::connect(&old.target).await;
     let raw = Wire::connect(&old.target).await;
     let new = site.spawn_with(&["--take-over"]);
-    new.until_log("a new data key is in use").await;
+    new.until_log("listening").await;
     let mut served = 0;
     old.signal(Signal::TERM);
     let began = Instant::now();
