@@ -112,7 +112,8 @@ async fn items_09_and_77_after_outages_of_10_60_and_120_s_a_client_is_back_withi
     for recovery in [kept_10, kept_60, kept_120] {
         assert!(recovery < SOON, "{recovery:?}");
     }
-    assert!(taken_over < Duration::from_secs(1), "{taken_over:?}");
+    // A connection in the old listener's backlog is lost when that process ends; then it is one backoff step of 1 s ±20 %.
+    assert!(taken_over < Duration::from_secs(2), "{taken_over:?}");
 }
 
 /// The client of these tests is grpc-go's twin only if its schedule is grpc-go's: nobody listens, and it knocks when the

@@ -34,6 +34,7 @@ mod fake_kms_is_honest;
 mod kek_conformance;
 mod process;
 mod properties;
+mod recovery;
 mod rotation_seen;
 mod smoke;
 mod storm;

@@ -4,9 +4,10 @@
 //! result is used only when there were none. The rules are those of docs/configuration.md.
 
 use crate::config::kek;
-use crate::config::model::{Config, KekConfig, Listen, Log, LogFormat, LogLevel};
+use crate::config::model::{Config, KekConfig, Listen, Log, LogFormat, LogLevel, RecoveryConfig};
 use crate::config::problem::{Problem, Problems};
 use crate::config::section::{Section, kind};
+use crate::core::annotation::RECOVERY_MAX;
 use crate::core::health::{OnDenied, Policy};
 use crate::core::limit;
 use crate::service::settings::Settings;
@@ -54,7 +55,7 @@ fn config(tree: &Value, problems: &Problems) -> Option<Config> {
         None
     };
     let read = read(&root);
-    refuse_recovery(&root.section("recovery"));
+    let recovery = recovery(&root.section("recovery"), kek.as_ref());
     let settings = settings(&root);
     let http = http(&root.section("http"));
     refuse_otlp(&root.section("otlp"));
@@ -63,7 +64,7 @@ fn config(tree: &Value, problems: &Problems) -> Option<Config> {
         Some(path) => kek::absolute(&root, "stateDir", path),
         None => Some(PathBuf::from("/var/lib/kube-kms")),
     };
-    Some(Config { listen, kek: kek?, read, settings, http, log, state_dir: state_dir? })
+    Some(Config { listen, kek: kek?, read, recovery, settings, http, log, state_dir: state_dir? })
 }
 
 fn listen(section: &Section<'_>) -> Listen {
@@ -123,14 +124,24 @@ fn read(root: &Section<'_>) -> Vec<KekConfig> {
         .collect()
 }
 
-fn refuse_recovery(section: &Section<'_>) {
-    const LATER: &str = "recovery KEKs are not in this version yet";
-    if section.list("keks").is_some_and(|keks| !keks.is_empty()) {
-        section.problem("keks", LATER, "leave it empty");
+fn recovery(section: &Section<'_>, primary: Option<&KekConfig>) -> RecoveryConfig {
+    let items = section.list("keks").unwrap_or_default();
+    if items.len() > RECOVERY_MAX {
+        section.problem("keks", "is too long", format!("up to {RECOVERY_MAX} KEKs"));
     }
-    if section.flag("breakGlass", false) {
-        section.problem("breakGlass", LATER, "leave it false");
+    let mut keks: Vec<KekConfig> = Vec::new();
+    for (path, item) in items.into_iter().take(RECOVERY_MAX) {
+        let Some(kek) = kek::lift(&Section::open(path.clone(), "kek", item, section.problems())) else { continue };
+        if primary == Some(&kek) || keks.contains(&kek) {
+            section.problems().add(
+                path,
+                "is a KEK that is here already",
+                "a recovery KEK must not be lost with another",
+            );
+        }
+        keks.push(kek);
     }
+    RecoveryConfig { keks, break_glass: section.flag("breakGlass", false) }
 }
 
 fn refuse_otlp(section: &Section<'_>) {

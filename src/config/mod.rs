@@ -16,7 +16,7 @@ mod tree;
 mod tests;
 
 pub use key::{Change, KEYS, Key};
-pub use model::{AwsKekConfig, Config, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel};
+pub use model::{AwsKekConfig, Config, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel, RecoveryConfig};
 pub use problem::{ConfigError, Problem};
 
 use std::fs::File;

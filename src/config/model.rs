@@ -20,6 +20,8 @@ pub struct Config {
     pub kek: KekConfig,
     /// `read`: KEKs that may only unwrap.
     pub read: Vec<KekConfig>,
+    /// `recovery`: KEKs that every DEK is wrapped under as well.
+    pub recovery: RecoveryConfig,
     /// `epoch`, `dek`, `cache`, `probe`, `rotation`, `revocation`, `outage`.
     pub settings: Settings,
     /// `http.listen`: metrics and health; `None` for `none`.
@@ -39,6 +41,15 @@ pub struct Listen {
     pub mode: u32,
     /// `listen.allowUids`; `None`: root and our own uid.
     pub allow_uids: Option<Vec<u32>>,
+}
+
+/// Recovery KEKs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryConfig {
+    /// `recovery.keks`: up to three, in this order.
+    pub keks: Vec<KekConfig>,
+    /// `recovery.breakGlass`: they unwrap also when the primary is dead.
+    pub break_glass: bool,
 }
 
 /// One KEK.

@@ -64,6 +64,7 @@ fn the_defaults_are_those_of_the_design() {
                 confirmations: 2,
             },
         },
+        recovery: RecoveryConfig::default(),
         http: Some("127.0.0.1:9464".parse().unwrap()),
         log: Log { format: LogFormat::Text, level: LogLevel::Info },
         state_dir: PathBuf::from("/var/lib/kube-kms"),
@@ -103,6 +104,7 @@ kek:
 read:
 - local: {keyring: /old, context: {a: b}}
 - aws: {key: alias/old}
+recovery: {keks: [{local: {keyring: /recovery}}], breakGlass: true}
 epoch: 18446744073709551615
 dek: {maxAge: 7d, maxUses: 11}
 cache: {capacity: 17, ttl: 90s}
@@ -147,6 +149,13 @@ stateDir: /state
                 stop_after: Some(Duration::from_secs(7200)),
                 confirmations: 4,
             },
+        },
+        recovery: RecoveryConfig {
+            keks: vec![KekConfig::Local(LocalKekConfig {
+                keyring: PathBuf::from("/recovery"),
+                context: BTreeMap::new(),
+            })],
+            break_glass: true,
         },
         http: None,
         log: Log { format: LogFormat::Json, level: LogLevel::Trace },
@@ -223,8 +232,7 @@ fn wrong_types_say_what_is_expected_and_what_was_found() {
         ("epoch: 1.5", "epoch: 1.5 is not a whole number from "),
         ("dek: {maxAge: 1 fortnight}", "dek.maxAge: is not a duration; a number with its unit, such as "),
         ("recovery: {breakGlass: 1}", "recovery.breakGlass: expected true or false, found a number"),
-        ("recovery: {breakGlass: true}", "recovery.breakGlass: recovery KEKs are not in this version yet; "),
-        ("recovery: {keks: [{}]}", "recovery.keks: recovery KEKs are not in this version yet; "),
+        ("recovery: {keks: [{}]}", "recovery.keks[0]: names no KEK; "),
         ("otlp: {endpoint: 'http://x'}", "otlp.endpoint: OTLP export is not in this version yet; "),
         ("outage: {onDenied: coats}", "outage.onDenied: is not coast or revoke; did you mean `coast`?"),
         ("outage: {onDenied: true}", "outage.onDenied: expected coast or revoke, found true or false"),

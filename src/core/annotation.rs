@@ -42,6 +42,39 @@ impl WrappedDek {
     }
 }
 
+/// Recovery KEKs that a DEK can be wrapped under as well.
+pub const RECOVERY_MAX: usize = 3;
+
+/// Names an unwrapped DEK: which KEK, and the wrapped form. Two DEKs never share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DekName<'a> {
+    /// The KEK that can unwrap it.
+    pub kek: &'a KekRef,
+    /// The DEK as that KEK wrapped it.
+    pub wrapped: &'a [u8],
+}
+
+impl<'a> From<&'a Annotations> for DekName<'a> {
+    fn from(annotations: &'a Annotations) -> Self {
+        Self { kek: annotations.kek(), wrapped: annotations.wrapped_dek() }
+    }
+}
+
+/// The same DEK under a recovery KEK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryWrap {
+    /// The recovery KEK that can unwrap it.
+    pub kek: KekRef,
+    /// The DEK as that KEK wrapped it.
+    pub dek: WrappedDek,
+}
+
+impl<'a> From<&'a RecoveryWrap> for DekName<'a> {
+    fn from(wrap: &'a RecoveryWrap) -> Self {
+        Self { kek: &wrap.kek, wrapped: wrap.dek.as_bytes() }
+    }
+}
+
 /// The annotations of one write state or of one request, sorted by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Annotations {
@@ -58,6 +91,26 @@ impl Annotations {
             (KEK.to_owned(), kek.as_str().as_bytes().to_vec()),
         ]);
         Self { all, kek: kek.clone() }
+    }
+
+    /// Adds the same DEK under recovery KEK `number` (1 to [`RECOVERY_MAX`], as in the configuration).
+    #[must_use]
+    pub fn and_recovery(mut self, number: usize, wrap: &RecoveryWrap) -> Self {
+        self.all.insert(format!("dek.r{number}.kube-kms"), wrap.dek.as_bytes().to_vec());
+        self.all.insert(format!("kek.r{number}.kube-kms"), wrap.kek.as_str().as_bytes().to_vec());
+        self
+    }
+
+    /// The same DEK under recovery KEKs, as far as they are there and well-formed. What is not is bound by the additional
+    /// data all the same.
+    #[must_use]
+    pub fn recovery(&self) -> Vec<RecoveryWrap> {
+        let wrap = |number: usize| {
+            let dek = self.all.get(&format!("dek.r{number}.kube-kms"))?;
+            let kek = self.all.get(&format!("kek.r{number}.kube-kms"))?;
+            Some(RecoveryWrap { kek: KekRef::parse(kek).ok()?, dek: WrappedDek::parse(dek.clone()).ok()? })
+        };
+        (1..=RECOVERY_MAX).filter_map(wrap).collect()
     }
 
     /// Reads those of a DecryptRequest. Unknown names are kept: they take part in the additional data.

@@ -19,7 +19,12 @@ pub async fn connect(config: &Config, entropy: &Arc<dyn Entropy>) -> Result<KekS
         let named = |fault| StartError::Kek { key: format!("read[{n}]"), fault };
         read.push(entry(kek, entropy).await.map_err(named)?);
     }
-    Ok(KekSet::new(write, read))
+    let mut recovery = Vec::with_capacity(config.recovery.keks.len());
+    for (n, kek) in config.recovery.keks.iter().enumerate() {
+        let named = |fault| StartError::Kek { key: format!("recovery.keks[{n}]"), fault };
+        recovery.push(entry(kek, entropy).await.map_err(named)?);
+    }
+    Ok(KekSet::new(write, read).with_recovery(recovery, config.recovery.break_glass))
 }
 
 async fn entry(config: &KekConfig, entropy: &Arc<dyn Entropy>) -> Result<KekEntry, Fault> {

@@ -29,6 +29,7 @@ use crate::transport::address::AddressError;
 use crate::transport::peer::{AllowedUids, NobodyAllowed};
 use crate::transport::socket::BindError;
 use crate::transport::systemd::{self, ActivationError};
+use harden::HardeningStep;
 use listen::Claim;
 use pages::HealthPages;
 use signal::{Signals, Wish};
@@ -110,9 +111,11 @@ pub enum StartError {
 /// [`StartError`], before anything is served.
 pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartError> {
     let config = config::load(&options.config)?;
+    // Before there is another thread (the log's is the first): no_new_privs belongs to a thread and is inherited.
+    let hardened = harden_process();
     let logging = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
     tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
-    report_hardening();
+    report(&hardened);
     // Before there are threads: activation takes variables from the environment.
     let socket = listen::claim(&config, options.take_over)?;
     let allowed = match &config.listen.allow_uids {
@@ -130,10 +133,14 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
     served
 }
 
-fn report_hardening() {
+fn harden_process() -> Vec<HardeningStep> {
     let mut steps = harden::harden();
     steps.push(harden::raise_memlock());
     steps.push(harden::raise_nofile());
+    steps
+}
+
+fn report(steps: &[HardeningStep]) {
     for step in steps {
         match &step.outcome {
             Ok(holds) => tracing::debug!(target: "kube_kms::harden", step = step.name, holds, "hardened"),

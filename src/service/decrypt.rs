@@ -4,7 +4,7 @@
 //! wrapped DEK however many callers wait; while the KMS is away everything known goes on serving. SPEC: kube-apiserver
 //! caches a wrong answer for a day, so an error is always better; docs/format.md.
 
-use crate::core::annotation::{AdditionalData, Annotations};
+use crate::core::annotation::{AdditionalData, Annotations, DekName, RecoveryWrap};
 use crate::core::envelope::Envelope;
 use crate::core::fault::{Class, Fault, Reason};
 use crate::core::health::OnDenied;
@@ -13,7 +13,7 @@ use crate::core::uid::Uid;
 use crate::service::keyring::{Entry, Found, Joined, Outcome, Progress};
 use crate::service::observer::KeyringEvent;
 use crate::service::plugin::Plugin;
-use crate::service::unwrap;
+use crate::service::unwrap::{self, Readers};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub enum DekSource {
     Joined,
     /// The keyring, past its time, because the KMS is away.
     Expired,
+    /// A recovery KEK, because the primary is away or dead.
+    Recovered,
 }
 
 impl DekSource {
@@ -64,8 +66,17 @@ impl DekSource {
             Self::Unwrapped => "unwrapped",
             Self::Joined => "joined",
             Self::Expired => "expired",
+            Self::Recovered => "recovered",
         }
     }
+}
+
+/// What the keyring says of a DEK.
+enum Known {
+    /// It can be served.
+    Serve(Arc<Entry>, DekSource),
+    /// A KEK has to be asked; `expired` is what can be served when it does not answer.
+    Ask { expired: Option<Arc<Entry>> },
 }
 
 /// A value that opened.
@@ -113,6 +124,9 @@ impl Plugin {
     ) -> Result<Option<Zeroizing<Vec<u8>>>, Fault> {
         let published = self.published();
         if published.revoked.as_ref() == Some(annotations.kek()) {
+            if self.keks().break_glass() {
+                return Ok(None);
+            }
             return Err(published.state.because().map_or_else(|| Reason::KekGone.into(), Fault::new));
         }
         let Some(write) = &published.write else { return Ok(None) };
@@ -126,6 +140,7 @@ impl Plugin {
         Ok(Some(plaintext))
     }
 
+    /// The DEK for these annotations: from the keyring, from its KEK, or from a recovery KEK.
     async fn entry(
         self: &Arc<Self>,
         annotations: &Annotations,
@@ -133,32 +148,74 @@ impl Plugin {
         patience: Duration,
     ) -> Result<(Arc<Entry>, DekSource), Fault> {
         let outage = self.is_outage();
-        let expired = match self.keyring().find(annotations, self.clock().now()) {
+        let keks = self.keks();
+        // Nearly always empty: without recovery KEKs in the configuration nothing is parsed.
+        let recovery = if keks.has_recovery() { annotations.recovery() } else { Vec::new() };
+        if recovery.is_empty() {
+            return self.primary(annotations, uid, patience, outage).await;
+        }
+        // With the KMS known to be away, or its KEK known to be dead, recovery is asked first.
+        let half = patience.checked_div(2).unwrap_or_default();
+        let primary_is_dead = self.published().revoked.as_ref() == Some(annotations.kek());
+        if primary_is_dead {
+            return self.recover(&recovery, uid, patience).await;
+        }
+        if outage && let Known::Serve(entry, source) = self.known(annotations, outage)? {
+            return Ok((entry, source));
+        }
+        if outage && let Ok(recovered) = self.recover(&recovery, uid, half).await {
+            return Ok(recovered);
+        }
+        match self.primary(annotations, uid, half, outage).await {
+            Err(fault) if !outage && may_recover(&fault, keks.break_glass()) => {
+                // The primary's fault is the one to report: it is what an operator must mend.
+                self.recover(&recovery, uid, half).await.map_err(|_| fault)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Looks into the keyring and decides whether anybody has to be asked.
+    fn known<'a>(&self, name: impl Into<DekName<'a>>, outage: bool) -> Result<Known, Fault> {
+        match self.keyring().find(name, self.clock().now()) {
             Found::Fresh(entry) => {
                 self.observer().keyring(KeyringEvent::Hit);
-                return Ok((entry, DekSource::Keyring));
+                Ok(Known::Serve(entry, DekSource::Keyring))
             }
+            Found::Excused(entry) => Ok(self.expired(entry)),
+            Found::Expired(entry) if outage => Ok(self.expired(entry)),
             Found::Refused(fault) => {
                 self.observer().keyring(KeyringEvent::RefusedAgain);
-                return Err(fault);
+                Err(fault)
             }
-            Found::Excused(entry) => {
-                self.observer().keyring(KeyringEvent::ServedExpired);
-                return Ok((entry, DekSource::Expired));
-            }
-            Found::Expired(entry) if outage => {
-                self.observer().keyring(KeyringEvent::ServedExpired);
-                return Ok((entry, DekSource::Expired));
-            }
-            Found::Expired(entry) => Some(entry),
-            Found::Absent => None,
+            Found::Expired(entry) => Ok(Known::Ask { expired: Some(entry) }),
+            Found::Absent => Ok(Known::Ask { expired: None }),
+        }
+    }
+
+    fn expired(&self, entry: Arc<Entry>) -> Known {
+        self.observer().keyring(KeyringEvent::ServedExpired);
+        Known::Serve(entry, DekSource::Expired)
+    }
+
+    /// The DEK from the KEK that wrapped it first.
+    async fn primary(
+        self: &Arc<Self>,
+        annotations: &Annotations,
+        uid: &Uid,
+        patience: Duration,
+        outage: bool,
+    ) -> Result<(Arc<Entry>, DekSource), Fault> {
+        let expired = match self.known(annotations, outage)? {
+            Known::Serve(entry, source) => return Ok((entry, source)),
+            Known::Ask { expired } => expired,
         };
         if !self.keks().may_unwrap(annotations.kek()) {
             return Err(Reason::KekNotConfigured.into());
         }
         // With something to fall back on, or with little hope, the caller hears before its deadline.
         let patience = if outage || expired.is_some() { patience.min(OUTAGE_PATIENCE) } else { patience };
-        match (self.unwrapped(annotations, uid, patience, outage).await, expired) {
+        match (self.unwrapped(annotations, Readers::Primary, uid, patience, outage).await, expired) {
             (Ok(found), _) => Ok(found),
             (Err(fault), Some(entry)) if self.may_serve_expired(&fault) => {
                 entry.excuse(self.clock().now());
@@ -169,15 +226,47 @@ impl Plugin {
         }
     }
 
-    /// Joins or starts the unwrap and waits for it, no longer than `patience`.
-    async fn unwrapped(
+    /// The same DEK from the first recovery KEK that has it.
+    ///
+    /// SECURITY: it is kept under the name of the recovery wrap and not of the primary's, so that an annotation that somebody
+    /// exchanged in etcd cannot put a wrong DEK in the place of a right one.
+    async fn recover(
         self: &Arc<Self>,
-        annotations: &Annotations,
+        recovery: &[RecoveryWrap],
+        uid: &Uid,
+        patience: Duration,
+    ) -> Result<(Arc<Entry>, DekSource), Fault> {
+        let mut last = Fault::new(Reason::KekNotConfigured);
+        for wrap in recovery {
+            if self.keks().recovery_readers(&wrap.kek).next().is_none() {
+                continue;
+            }
+            let found = match self.known(wrap, true) {
+                Ok(Known::Serve(entry, _)) => Ok(entry),
+                Ok(Known::Ask { .. }) => {
+                    self.unwrapped(wrap, Readers::Recovery, uid, patience, false).await.map(|(entry, _)| entry)
+                }
+                Err(fault) => Err(fault),
+            };
+            match found {
+                Ok(entry) => return Ok((entry, DekSource::Recovered)),
+                Err(fault) => last = fault,
+            }
+        }
+        Err(last)
+    }
+
+    /// Joins or starts the unwrap and waits for it, no longer than `patience`.
+    async fn unwrapped<'a>(
+        self: &Arc<Self>,
+        name: impl Into<DekName<'a>>,
+        readers: Readers,
         uid: &Uid,
         patience: Duration,
         outage: bool,
     ) -> Result<(Arc<Entry>, DekSource), Fault> {
-        let (mut waiting, source) = match self.keyring().join(annotations)? {
+        let name = name.into();
+        let (mut waiting, source) = match self.keyring().join(name)? {
             Joined::Waiting(waiting) => {
                 self.observer().keyring(KeyringEvent::Joined);
                 (waiting, DekSource::Joined)
@@ -185,11 +274,12 @@ impl Plugin {
             Joined::Started(flight, waiting) => {
                 self.observer().keyring(KeyringEvent::Miss);
                 let plugin = Arc::clone(self);
-                let (annotations, uid) = (annotations.clone(), uid.clone());
+                let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
                 // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
                 tokio::spawn(
                     async move {
-                        let outcome = unwrap::unwrap_dek(&plugin, &annotations, &uid, &flight).await;
+                        let name = DekName { kek: &kek, wrapped: &wrapped };
+                        let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
                         flight.settle(outcome, plugin.clock().now());
                     }
                     .in_current_span(),
@@ -210,6 +300,13 @@ impl Plugin {
             _ => false,
         }
     }
+}
+
+/// Whether a recovery KEK may stand in after this fault of the primary. SECURITY: a disabled key is often meant to be, so that
+/// takes the operator's word.
+const fn may_recover(fault: &Fault, break_glass: bool) -> bool {
+    let class = fault.class();
+    class.is_transient() || (break_glass && matches!(class, Class::KekDead | Class::KekDenied | Class::KekUnknown))
 }
 
 /// Waits for the end of an unwrap; `None` when it does not come within `patience`.

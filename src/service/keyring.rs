@@ -4,7 +4,7 @@
 //! given up is wiped; a KEK that is revoked takes its DEKs with it, and an unwrap that was on its way meanwhile does not
 //! bring them back. The lock is held for a look-up, never across an await. Refuses to know how a DEK is unwrapped.
 
-use crate::core::annotation::{AdditionalData, Annotations};
+use crate::core::annotation::{AdditionalData, Annotations, DekName};
 use crate::core::dek::Dek;
 use crate::core::fault::{Class, Fault, Reason};
 use crate::core::kek_ref::KekRef;
@@ -141,8 +141,8 @@ struct SlotRef<'a> {
 }
 
 impl Slot {
-    fn of(annotations: &Annotations) -> Self {
-        Self { kek: annotations.kek().clone(), wrapped: annotations.wrapped_dek().to_vec() }
+    fn of(name: DekName<'_>) -> Self {
+        Self { kek: name.kek.clone(), wrapped: name.wrapped.to_vec() }
     }
 }
 
@@ -153,8 +153,8 @@ impl Hash for Slot {
 }
 
 impl<'a> SlotRef<'a> {
-    fn of(annotations: &'a Annotations) -> Self {
-        Self { kek: annotations.kek().as_str(), wrapped: annotations.wrapped_dek() }
+    fn of(name: DekName<'a>) -> Self {
+        Self { kek: name.kek.as_str(), wrapped: name.wrapped }
     }
 }
 
@@ -184,10 +184,10 @@ impl Keyring {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks for the DEK that these annotations name.
+    /// Looks for the DEK of that name.
     #[must_use]
-    pub fn find(&self, annotations: &Annotations, now: Moment) -> Found {
-        let slot = SlotRef::of(annotations);
+    pub fn find<'a>(&self, name: impl Into<DekName<'a>>, now: Moment) -> Found {
+        let slot = SlotRef::of(name.into());
         let inner = self.lock();
         if let Some(entry) = inner.entries.get(&slot) {
             entry.last_used.store(now.0, Ordering::Relaxed);
@@ -210,15 +210,16 @@ impl Keyring {
     ///
     /// # Errors
     /// `overloaded` when too many distinct DEKs are being unwrapped already.
-    pub fn join(self: &Arc<Self>, annotations: &Annotations) -> Result<Joined, Fault> {
+    pub fn join<'a>(self: &Arc<Self>, name: impl Into<DekName<'a>>) -> Result<Joined, Fault> {
+        let name = name.into();
         let mut inner = self.lock();
-        if let Some(waiting) = inner.flights.get(&SlotRef::of(annotations)) {
+        if let Some(waiting) = inner.flights.get(&SlotRef::of(name)) {
             return Ok(Joined::Waiting(waiting.clone()));
         }
         if inner.flights.len() >= limit::UNWRAPS_QUEUED_MAX {
             return Err(Reason::Overloaded.into());
         }
-        let slot = Slot::of(annotations);
+        let slot = Slot::of(name);
         let (sender, receiver) = watch::channel(Progress::Asking);
         inner.flights.insert(slot.clone(), receiver.clone());
         let flight = Flight { keyring: Arc::clone(self), slot, sender, generation: inner.generation, settled: false };
@@ -267,7 +268,7 @@ impl Keyring {
     }
 
     /// Puts a DEK in that needs no unwrap, because it was just proven: the one of a new write state.
-    pub fn insert(&self, annotations: &Annotations, dek: Arc<Dek>, now: Moment) -> Arc<Entry> {
+    pub fn insert<'a>(&self, name: impl Into<DekName<'a>>, dek: Arc<Dek>, now: Moment) -> Arc<Entry> {
         let entry = Arc::new(Entry {
             dek,
             unwrapped: now,
@@ -276,7 +277,7 @@ impl Keyring {
             binding: OnceLock::new(),
         });
         let mut inner = self.lock();
-        self.put(&mut inner, Slot::of(annotations), Arc::clone(&entry));
+        self.put(&mut inner, Slot::of(name.into()), Arc::clone(&entry));
         entry
     }
 

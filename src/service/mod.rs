@@ -16,6 +16,7 @@ pub mod plugin;
 pub mod prepare;
 #[cfg(test)]
 mod probe_fixture;
+pub mod recovery;
 pub mod settings;
 pub mod snapshot;
 pub mod state_file;

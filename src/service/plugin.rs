@@ -167,6 +167,7 @@ impl Plugin {
             outage,
             key_id: published.key_id.clone(),
             kek: write.map(|w| w.version().clone()),
+            recovery: write.map(|w| w.recovery().to_vec()).unwrap_or_default(),
             dek_age: write.map(|w| now.since(w.born())),
             dek_uses: write.map(WriteState::uses),
             last_good_probe: published.last_good.map(|when| now.since(when)),

@@ -3,7 +3,7 @@
 //! This is also the probe: it proves that the KEK can wrap and unwrap for us now, and which version of it does. So a
 //! version is never announced that cannot wrap, and a label never comes from another moment than its wrap.
 
-use crate::core::annotation::WrappedDek;
+use crate::core::annotation::{Annotations, WrappedDek};
 use crate::core::dek::{Dek, DekBytes};
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekVersion;
@@ -11,6 +11,7 @@ use crate::core::key_id::KeyId;
 use crate::core::port::{Clock, Entropy, Kek, KekCall, Wrapped};
 use crate::service::kek_set::KekEntry;
 use crate::service::observer::{KekOperation, Observer};
+use crate::service::recovery::RecoveryOutcomes;
 use crate::service::settings::Settings;
 use crate::service::write_state::WriteState;
 use std::sync::Arc;
@@ -22,14 +23,35 @@ pub struct Candidate {
     pub key_id: KeyId,
     version: KekVersion,
     wrapped: WrappedDek,
-    dek: Arc<Dek>,
+    bytes: Arc<DekBytes>,
 }
 
 impl Candidate {
-    /// Makes it a write state, born now.
+    /// Makes it a write state, born now, with what the recovery KEKs made of its DEK.
+    ///
+    /// # Errors
+    /// `memory`.
+    pub fn into_write_state(
+        self,
+        recovery: &RecoveryOutcomes,
+        clock: &dyn Clock,
+        settings: &Settings,
+    ) -> Result<WriteState, Fault> {
+        let mut annotations = Annotations::new(&self.version.kek, &self.wrapped);
+        for (number, outcome) in (1..).zip(recovery) {
+            if let Ok(wrap) = outcome {
+                annotations = annotations.and_recovery(number, wrap);
+            }
+        }
+        let wrapped_under = recovery.iter().map(Result::is_ok).collect();
+        let dek = Arc::new(Dek::new(&self.bytes)?);
+        Ok(WriteState::new(self.key_id, self.version, annotations, wrapped_under, dek, clock.now(), settings))
+    }
+
+    /// The DEK itself, for the recovery KEKs to wrap.
     #[must_use]
-    pub fn into_write_state(self, clock: &dyn Clock, settings: &Settings) -> WriteState {
-        WriteState::new(self.key_id, self.version, &self.wrapped, self.dek, clock.now(), settings)
+    pub const fn bytes(&self) -> &Arc<DekBytes> {
+        &self.bytes
     }
 
     /// The KEK version behind it.
@@ -70,8 +92,7 @@ pub async fn prepare(
         return Err(Reason::ReadbackMismatch.into());
     }
     let key_id = KeyId::derive(&unwrapped.version, settings.epoch);
-    let dek = Arc::new(Dek::new(&bytes)?);
-    Ok(Candidate { key_id, version: unwrapped.version, wrapped, dek })
+    Ok(Candidate { key_id, version: unwrapped.version, wrapped, bytes: Arc::new(bytes) })
 }
 
 /// Runs one provider call and counts it.
@@ -127,7 +148,7 @@ mod tests {
         assert_eq!(calls, [(KekOperation::Wrap, Ok(())), (KekOperation::Unwrap, Ok(()))]);
         let clock = HandClock::default();
         clock.advance(std::time::Duration::from_secs(5));
-        let write = candidate.into_write_state(&clock, &settings());
+        let write = candidate.into_write_state(&Vec::new(), &clock, &settings()).unwrap();
         assert_eq!((write.key_id(), write.born(), write.uses()), (&key_id_of("A", 0), clock.now(), 0));
     }
 

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub key_id: Option<KeyId>,
     /// The KEK version behind it.
     pub kek: Option<KekVersion>,
+    /// For each recovery KEK, in the order of the configuration: whether the DEK that seals now is wrapped under it.
+    pub recovery: Vec<bool>,
     /// Age of the DEK that seals now.
     pub dek_age: Option<Duration>,
     /// Seals under it so far.

@@ -11,6 +11,7 @@ use crate::core::rotation::{Decision, Reported, Sightings, decide};
 use crate::service::kek_set::KekSet;
 use crate::service::plugin::{Plugin, Published};
 use crate::service::prepare::{Candidate, prepare};
+use crate::service::recovery;
 use crate::service::settings::Settings;
 use crate::service::state_file::{Remembered, StateFile};
 use std::sync::Arc;
@@ -114,7 +115,9 @@ impl Supervisor {
             }
             Decision::RenewDek | Decision::Publish => {
                 self.succeeded();
-                self.adopt(candidate, keks, settings).await;
+                if let Err(fault) = self.adopt(candidate, keks, settings).await {
+                    self.failed(&fault, settings);
+                }
             }
             Decision::RefuseRetired => {
                 let fault = Fault::caused_by(
@@ -126,9 +129,20 @@ impl Supervisor {
         }
     }
 
-    /// Makes the candidate the write state: remember, then publish.
-    async fn adopt(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) {
-        let rotated = self.remembered.key_id.as_ref().is_some_and(|old| *old != candidate.key_id);
+    /// Makes the candidate the write state: wrap its DEK for recovery, remember, then publish.
+    ///
+    /// # Errors
+    /// `memory`; nothing is changed then.
+    async fn adopt(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) -> Result<(), Fault> {
+        let recovery = recovery::wrap_under_all(&self.plugin, keks, candidate.bytes(), settings).await;
+        for (number, fault) in (1..).zip(&recovery).filter_map(|(n, r): (usize, _)| Some((n, r.as_ref().err()?))) {
+            tracing::error!(
+                target: "kube_kms::recovery", recovery = number, reason = fault.reason().label(), error = fault.causes(),
+                "the recovery KEK did not wrap the new data key; what is sealed under it opens by the primary KEK only"
+            );
+        }
+        let write = Arc::new(candidate.into_write_state(&recovery, self.plugin.clock(), settings)?);
+        let rotated = self.remembered.key_id.as_ref().is_some_and(|old| old != write.key_id());
         let digest = hex::encode(keks.write().context.digest());
         if self.remembered.context_digest.as_ref().is_some_and(|old| *old != digest) {
             tracing::warn!(
@@ -137,12 +151,11 @@ impl Supervisor {
                  an entry under `read` has it"
             );
         }
-        let remembered = self.remembered.after(&candidate.key_id, digest);
+        let remembered = self.remembered.after(write.key_id(), digest);
         if remembered != self.remembered {
             self.remembered = remembered;
             self.save().await;
         }
-        let write = Arc::new(candidate.into_write_state(self.plugin.clock(), settings));
         tracing::info!(
             target: "kube_kms::rotation", key_id = %write.key_id(), key_id_hash = write.key_id().metric_hash(), rotated,
             kek = %write.version().kek, kek_version = write.version().version, "a new data key is in use"
@@ -151,6 +164,7 @@ impl Supervisor {
         self.plugin.keyring().insert(write.annotations(), Arc::clone(write.dek()), self.plugin.clock().now());
         self.plugin.observer().published(rotated);
         self.refresh(settings, Some(write));
+        Ok(())
     }
 
     /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need.
@@ -224,10 +238,9 @@ impl Supervisor {
             Ok(candidate) => {
                 let key_id = candidate.key_id.clone();
                 self.sightings = Sightings::default().after(&key_id);
-                self.plugin.reconfigure(keks.clone(), settings.clone());
                 self.succeeded();
-                self.adopt(candidate, &keks, &settings).await;
-                Ok(key_id)
+                let adopted = self.adopt(candidate, &keks, &settings).await;
+                adopted.map(|()| self.plugin.reconfigure(keks, settings)).map(|()| key_id)
             }
             Err(fault) => Err(fault),
         };

@@ -3,9 +3,10 @@
 //! Guarantees: bounded in time and in attempts; only transient faults are retried, with jitter; while the KMS is known
 //! to be away there is one attempt only, so that callers hear soon. A denied call is never retried by itself.
 
-use crate::core::annotation::{Annotations, WrappedDek};
+use crate::core::annotation::{DekName, WrappedDek};
 use crate::core::dek::Dek;
 use crate::core::fault::{Class, Fault, Reason};
+use crate::core::kek_ref::KekRef;
 use crate::core::port::KekCall;
 use crate::core::uid::Uid;
 use crate::service::keyring::Flight;
@@ -26,17 +27,28 @@ const OUTAGE_ATTEMPT: Duration = Duration::from_millis(750);
 const FIRST_PAUSE: Duration = Duration::from_millis(40);
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// Unwraps the DEK that these annotations name.
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// The KEKs of `kek` and `read`: for the DEK that the annotations name first.
+    Primary,
+    /// Those of `recovery.keks` as well: for the same DEK under a recovery KEK.
+    Recovery,
+}
+
+/// Unwraps the DEK of that name.
 ///
 /// # Errors
 /// `kek-not-configured`; those of the provider.
-pub(super) async fn unwrap_dek(
+pub(super) async fn unwrap_dek<'a>(
     plugin: &Plugin,
-    annotations: &Annotations,
+    name: impl Into<DekName<'a>>,
+    readers: Readers,
     uid: &Uid,
     flight: &Flight,
 ) -> Result<Arc<Dek>, Fault> {
-    let wrapped = WrappedDek::parse(annotations.wrapped_dek().to_vec())?;
+    let DekName { kek, wrapped } = name.into();
+    let wrapped = WrappedDek::parse(wrapped.to_vec())?;
     let clock = plugin.clock();
     let began = clock.now();
     let mut attempt: u32 = 0;
@@ -51,7 +63,7 @@ pub(super) async fn unwrap_dek(
         let patience = FIRST_ATTEMPT.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
         let timeout = if outage { OUTAGE_ATTEMPT } else { patience.min(remaining) };
         let call = KekCall { timeout, uid: Some(uid.clone()) };
-        let outcome = ask_each_reader(plugin, annotations, &wrapped, &call).await;
+        let outcome = ask_each_reader(plugin, kek, readers, &wrapped, &call).await;
         let fault = match outcome {
             Ok(dek) => {
                 plugin.pace().speed_up();
@@ -63,12 +75,12 @@ pub(super) async fn unwrap_dek(
             plugin.pace().slow_down();
         }
         tracing::warn!(
-            target: "kube_kms::unwrap", %uid, kek = %annotations.kek(), reason = fault.reason().label(),
+            target: "kube_kms::unwrap", %uid, %kek, reason = fault.reason().label(),
             attempt, error = fault.causes(), "unwrapping a data key failed"
         );
         // A KMS that throttles us is there, and a probe more is the last thing that it needs.
-        if matches!(fault.class(), Class::Unreachable | Class::TooSlow) && !outage {
-            plugin.suspect_outage(annotations.kek());
+        if matches!(fault.class(), Class::Unreachable | Class::TooSlow) && !outage && readers == Readers::Primary {
+            plugin.suspect_outage(kek);
         }
         let pause = jittered(plugin, pause_after(attempt));
         let fault = unanswered(fault);
@@ -90,14 +102,19 @@ pub(super) async fn unwrap_dek(
 /// used, so the next one is asked when the first does not fit.
 async fn ask_each_reader(
     plugin: &Plugin,
-    annotations: &Annotations,
+    kek: &KekRef,
+    readers: Readers,
     wrapped: &WrappedDek,
     call: &KekCall,
 ) -> Result<Arc<Dek>, Fault> {
     let keks = plugin.keks();
+    let entries: Vec<_> = match readers {
+        Readers::Primary => keks.readers(kek).collect(),
+        Readers::Recovery => keks.recovery_readers(kek).collect(),
+    };
     let mut last = Fault::new(Reason::KekNotConfigured);
-    for entry in keks.readers(annotations.kek()) {
-        let asking = entry.kek.unwrap_dek(annotations.kek(), wrapped, &entry.context, call);
+    for entry in entries {
+        let asking = entry.kek.unwrap_dek(kek, wrapped, &entry.context, call);
         match observed(&*entry.kek, KekOperation::Unwrap, plugin.clock(), plugin.observer(), asking).await {
             Ok(unwrapped) => return Ok(Arc::new(Dek::new(&unwrapped.dek)?)),
             Err(fault) if fault.reason() == Reason::WrappedDekRejected => last = fault,
@@ -139,7 +156,7 @@ mod tests {
         let annotations = annotations("k", 1);
         let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
         let began = Instant::now();
-        let outcome = unwrap_dek(&plugin, &annotations, &Uid::parse("u"), &flight).await;
+        let outcome = unwrap_dek(&plugin, &annotations, Readers::Primary, &Uid::parse("u"), &flight).await;
         (outcome.map(|_| ()).map_err(|fault| fault.reason()), began.elapsed())
     }
 
@@ -218,7 +235,7 @@ mod tests {
         let plugin = plugin(&[&kek], |_| {});
         let annotations = annotations("k", 1);
         let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
-        let found = unwrap_dek(&plugin, &annotations, &Uid::parse("u"), &flight).await.unwrap();
+        let found = unwrap_dek(&plugin, &annotations, Readers::Primary, &Uid::parse("u"), &flight).await.unwrap();
         let began = Instant::now();
         for _ in 0..10 {
             drop(plugin.pace().turn().await);

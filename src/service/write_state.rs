@@ -3,7 +3,7 @@
 //! Guarantees: what Encrypt answers comes from one of these and from nothing else, so key_id, annotations and the key
 //! that sealed always belong together; no DEK seals more often than the hard limit. SPEC: NIST SP 800-38D 8.3.
 
-use crate::core::annotation::{AdditionalData, Annotations, WrappedDek};
+use crate::core::annotation::{AdditionalData, Annotations};
 use crate::core::dek::{Dek, check_plaintext};
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekVersion;
@@ -20,6 +20,7 @@ pub struct WriteState {
     key_id: KeyId,
     version: KekVersion,
     annotations: Annotations,
+    recovery: Vec<bool>,
     aad: AdditionalData,
     dek: Arc<Dek>,
     born: Moment,
@@ -41,15 +42,15 @@ impl WriteState {
     pub(super) fn new(
         key_id: KeyId,
         version: KekVersion,
-        wrapped: &WrappedDek,
+        annotations: Annotations,
+        recovery: Vec<bool>,
         dek: Arc<Dek>,
         born: Moment,
         settings: &Settings,
     ) -> Self {
-        let annotations = Annotations::new(&version.kek, wrapped);
         let aad = AdditionalData::bind(&key_id, annotations.all());
         let renew_at = settings.dek_max_uses.min(limit::DEK_USES_HARD_MAX);
-        Self { key_id, version, annotations, aad, dek, born, uses: AtomicU64::new(0), renew_at }
+        Self { key_id, version, annotations, recovery, aad, dek, born, uses: AtomicU64::new(0), renew_at }
     }
 
     /// Seals one value.
@@ -94,6 +95,12 @@ impl WriteState {
         &self.annotations
     }
 
+    /// For each recovery KEK, in the order of the configuration: whether this DEK is wrapped under it.
+    #[must_use]
+    pub fn recovery(&self) -> &[bool] {
+        &self.recovery
+    }
+
     /// Seals so far.
     #[must_use]
     pub fn uses(&self) -> u64 {
@@ -118,6 +125,7 @@ impl WriteState {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::core::annotation::WrappedDek;
     use crate::core::dek::DekBytes;
     use crate::core::health::{OnDenied, Policy};
     use crate::core::kek_ref::{KekKind, KekRef};
@@ -147,7 +155,8 @@ pub(super) mod tests {
         let dek = Arc::new(Dek::new(&DekBytes::generate(&OsEntropy).unwrap()).unwrap());
         let version = KekVersion { kek: KekRef::new(KekKind::LOCAL, "k").unwrap(), version: "v".to_owned() };
         let wrapped = WrappedDek::parse(vec![1, 2, 3]).unwrap();
-        WriteState::new(KeyId::derive(&version, 0), version, &wrapped, dek, Moment(0), settings)
+        let annotations = Annotations::new(&version.kek, &wrapped);
+        WriteState::new(KeyId::derive(&version, 0), version, annotations, Vec::new(), dek, Moment(0), settings)
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub(super) fn snapshot() -> Snapshot {
         outage: Some(Duration::from_millis(90_500)),
         key_id: Some(KeyId::derive(&version, 0)),
         kek: Some(version),
+        recovery: vec![true, false],
         dek_age: Some(Duration::from_secs(3600)),
         dek_uses: Some(17),
         last_good_probe: Some(Duration::from_millis(95_250)),

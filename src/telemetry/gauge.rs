@@ -36,6 +36,18 @@ pub(super) fn registry(snapshot: &Snapshot, process: ProcessFacts, last_rotation
     if let Some(at) = last_rotation {
         seconds(r, "last_rotation_timestamp", "When this process last changed its key_id, in Unix time", at);
     }
+    if !snapshot.recovery.is_empty() {
+        let wrapped = Family::<[(&'static str, String); 1], Gauge>::default();
+        for (number, is_wrapped) in (1..).zip(&snapshot.recovery) {
+            let number: usize = number;
+            wrapped.get_or_create_owned(&[("recovery", number.to_string())]).set(i64::from(*is_wrapped));
+        }
+        r.register(
+            "recovery_wrapped",
+            "1 when the DEK that seals now is wrapped under recovery KEK N, else 0",
+            wrapped,
+        );
+    }
     number(r, "keyring_entries", "Unwrapped DEKs in the keyring", count(snapshot.keyring_entries));
     number(r, "keyring_capacity", "Unwrapped DEKs that the keyring keeps at most", count(snapshot.keyring_capacity));
     bytes(r, "locked_memory", "Memory for secrets that is locked", process.locked);

@@ -1,0 +1,71 @@
+//! Recovery KEKs: every DEK wrapped a second time, under a KEK in another region or of another kind, so that losing one KMS
+//! loses nothing.
+//!
+//! Guarantees: a recovery KEK that is away or dead never stops writes and delays a new DEK by `probe.timeout` at most; a wrap
+//! that does not open again is not stored. How they are used for opening is in [`crate::service::decrypt`].
+
+use crate::core::annotation::RecoveryWrap;
+use crate::core::dek::DekBytes;
+use crate::core::fault::{Fault, Reason};
+use crate::core::port::{Clock, KekCall};
+use crate::service::kek_set::{KekEntry, KekSet};
+use crate::service::observer::{KekOperation, Observer};
+use crate::service::plugin::Plugin;
+use crate::service::prepare::observed;
+use crate::service::settings::Settings;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the recovery KEKs made of a DEK, in the order of the configuration.
+pub type RecoveryOutcomes = Vec<Result<RecoveryWrap, Fault>>;
+
+/// Wraps the DEK under every recovery KEK at once.
+pub(super) async fn wrap_under_all(
+    plugin: &Arc<Plugin>,
+    keks: &KekSet,
+    bytes: &Arc<DekBytes>,
+    settings: &Settings,
+) -> RecoveryOutcomes {
+    let tasks: Vec<_> = keks
+        .recovery()
+        .iter()
+        .map(|entry| {
+            let (plugin, entry, bytes) = (Arc::clone(plugin), entry.clone(), Arc::clone(bytes));
+            let timeout = settings.probe_timeout;
+            tokio::spawn(async move { wrap_under(&entry, &bytes, timeout, plugin.clock(), plugin.observer()).await })
+        })
+        .collect();
+    let mut outcomes = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        outcomes.push(task.await.unwrap_or_else(|panic| Err(Fault::caused_by(Reason::Invariant, panic))));
+    }
+    outcomes
+}
+
+/// Wraps the DEK under one recovery KEK, unwraps it again and compares, all within `timeout`.
+///
+/// # Errors
+/// Those of the provider; `kms-unreachable` when the time is over; `readback-mismatch`.
+///
+/// # Cancel safety
+/// Dropping the future abandons the wrap.
+pub async fn wrap_under(
+    entry: &KekEntry,
+    bytes: &DekBytes,
+    timeout: Duration,
+    clock: &dyn Clock,
+    observer: &dyn Observer,
+) -> Result<RecoveryWrap, Fault> {
+    let call = KekCall { timeout, uid: None };
+    let both = async {
+        let wrapping = entry.kek.wrap_dek(bytes, &entry.context, &call);
+        let wrapped = observed(&*entry.kek, KekOperation::Wrap, clock, observer, wrapping).await?;
+        let unwrapping = entry.kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &entry.context, &call);
+        let unwrapped = observed(&*entry.kek, KekOperation::Unwrap, clock, observer, unwrapping).await?;
+        if !unwrapped.dek.same_as(bytes) {
+            return Err(Reason::ReadbackMismatch.into());
+        }
+        Ok(RecoveryWrap { kek: wrapped.kek, dek: wrapped.dek })
+    };
+    tokio::time::timeout(timeout, both).await.unwrap_or_else(|_| Err(Reason::KmsUnreachable.into()))
+}
