@@ -19,6 +19,7 @@
 )]
 #![cfg(feature = "aws")]
 
+mod apiserver_simulator;
 mod fake_kms_is_honest;
 mod smoke;
 mod stuck_log;
