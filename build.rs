@@ -1,8 +1,9 @@
-//! Compiles `proto/kms_v2.proto` with a Rust protobuf compiler, so that a machine with only cargo can build.
+//! Compiles the messages in `proto/` with a Rust protobuf compiler, so that a machine with only cargo can build.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/kms_v2.proto");
-    let descriptors = protox::compile(["kms_v2.proto"], ["proto"])?;
+    println!("cargo:rerun-if-changed=proto/kms_v2_object.proto");
+    let descriptors = protox::compile(["kms_v2.proto", "kms_v2_object.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .codec_path("crate::api::codec::SmallCodec")
         // Sorted, so that the additional data (a hash over sorted annotations) needs no sort of its own.

@@ -19,6 +19,7 @@
 )]
 #![cfg(feature = "aws")]
 
+mod apiserver_simulator;
 mod architecture;
 mod canary;
 mod cli;

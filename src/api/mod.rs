@@ -1,9 +1,10 @@
-//! The KMS v2 messages and services, generated from `proto/kms_v2.proto` at build time, and their codec.
+//! The KMS v2 messages and services, generated from `proto/` at build time, their codec, and what etcd holds.
 //!
 //! A leaf: the server and the client share it. SECURITY: the two messages that carry a seed are wiped on drop and print
 //! nothing of themselves.
 
 pub mod codec;
+pub mod stored;
 
 /// Package `v2` of the proto.
 #[allow(

@@ -4,9 +4,9 @@ use crate::api::v2::EncryptResponse;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
 use crate::client::kms::{KmsClient, Target};
+use crate::client::limit;
 use crate::core::dek::DekBytes;
 use crate::core::key_id::KeyId;
-use crate::core::limit;
 use crate::os::{OsEntropy, Stopwatch};
 use crate::transport::address::{Place, SocketAddress};
 use clap::Args;
@@ -113,13 +113,13 @@ async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Fai
     let watch = Stopwatch::start();
     let status = client.status().await.map_err(|status| refused("Status", &status))?;
     let micros = micros(watch);
-    if status.version != "v2" && status.version != "v2beta1" {
+    if !limit::is_accepted_version(&status.version) {
         problems.push(format!("Status.version is {:?}; kube-apiserver takes v2 and v2beta1", status.version));
     }
-    if status.healthz != "ok" {
+    if status.healthz != limit::HEALTHY {
         problems.push(format!("Status.healthz is {:?}, not \"ok\": the API server is not ready", status.healthz));
     }
-    check_key_id("Status", &status.key_id, &mut problems);
+    problems.extend(limit::check_key_id(&status.key_id).err().map(|violation| violation.describe("Status")));
     let key_id_hash = KeyId::parse(status.key_id.clone()).map(|k| k.metric_hash()).unwrap_or_default();
     let status =
         StatusReport { version: status.version, healthz: status.healthz, key_id: status.key_id, key_id_hash, micros };
@@ -159,45 +159,12 @@ async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Fai
     Ok(Report { socket: address.endpoint(), status, encrypt: Some(encrypt), decrypt, problems })
 }
 
-fn check_key_id(rpc: &str, key_id: &str, problems: &mut Vec<String>) {
-    if key_id.is_empty() || key_id.len() > limit::KEY_ID_MAX {
-        problems.push(format!("{rpc}.key_id has {} bytes; kube-apiserver takes 1 to 1024", key_id.len()));
-    }
-}
-
 fn check_sealed(sealed: &EncryptResponse, status_key_id: &str, problems: &mut Vec<String>) {
-    check_key_id("Encrypt", &sealed.key_id, problems);
+    let broken = limit::check_sealed(&sealed.key_id, &sealed.ciphertext, &sealed.annotations);
+    problems.extend(broken.iter().map(|violation| violation.describe("Encrypt")));
     if sealed.key_id != status_key_id {
         problems.push("Encrypt.key_id differs from Status.key_id: kube-apiserver throws the answer away".to_owned());
     }
-    if sealed.ciphertext.is_empty() || sealed.ciphertext.len() > limit::CIPHERTEXT_MAX {
-        problems
-            .push(format!("Encrypt.ciphertext has {} bytes; kube-apiserver takes 1 to 1024", sealed.ciphertext.len()));
-    }
-    let total = annotations_size(sealed);
-    if total > limit::ANNOTATIONS_MAX {
-        problems.push(format!("Encrypt.annotations have {total} bytes; kube-apiserver takes 32768"));
-    }
-    for name in sealed.annotations.keys().filter(|name| !is_fqdn(name)) {
-        problems.push(format!("annotation name {name:?} is not a fully qualified domain name"));
-    }
-}
-
-fn annotations_size(sealed: &EncryptResponse) -> usize {
-    sealed.annotations.iter().fold(0, |sum: usize, (k, v)| sum.saturating_add(k.len()).saturating_add(v.len()))
-}
-
-/// SPEC: apimachinery `IsFullyQualifiedName`: an RFC 1123 subdomain of at least two labels of at most 63, 253 in all.
-fn is_fqdn(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let label_ok = |label: &str| {
-        let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        label.len() <= 63
-            && alphanumeric(label.chars().next())
-            && alphanumeric(label.chars().last())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    name.len() <= 253 && name.contains('.') && name.split('.').all(label_ok)
 }
 
 fn report_sealed(sealed: &EncryptResponse, micros: u64) -> EncryptReport {
@@ -216,7 +183,7 @@ fn report_sealed(sealed: &EncryptResponse, micros: u64) -> EncryptReport {
     let bytes_per_object = FRAMING
         .saturating_add(sealed.key_id.len())
         .saturating_add(sealed.ciphertext.len())
-        .saturating_add(annotations_size(sealed));
+        .saturating_add(limit::annotations_size(&sealed.annotations));
     EncryptReport {
         plaintext_bytes: crate::core::dek::DEK_LEN,
         ciphertext_bytes: sealed.ciphertext.len(),
@@ -282,44 +249,5 @@ fn print(report: &Report) {
     }
     if report.problems.is_empty() {
         output::line("all as kube-apiserver needs it");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn annotation_names_are_judged_as_kube_apiserver_judges_them() {
-        // SPEC: the lists of TestValidateAnnotations and of apimachinery's own tests.
-        for good in [
-            "a.com",
-            "k8s.io",
-            "dev.k8s.io.",
-            "10.0.0.1",
-            &format!("{}.io", "a".repeat(63)),
-            "dek.kube-kms",
-            "dek.r1.kube-kms",
-        ] {
-            assert!(is_fqdn(good), "{good}");
-        }
-        for bad in [
-            "com",
-            ".com",
-            ".",
-            "",
-            "Dev.k8s.io",
-            "*.bar.com",
-            "underscores_are_bad.k8s.io",
-            "foo@bar.example.com",
-            "http://foo.example.com",
-            "kms.example.io/x",
-            "-a.com",
-            "a-.com",
-            &format!("{}.io", "a".repeat(64)),
-            &format!("{}.io", "a.".repeat(126)),
-        ] {
-            assert!(!is_fqdn(bad), "{bad}");
-        }
     }
 }

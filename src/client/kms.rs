@@ -57,9 +57,12 @@ impl KmsClient {
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(self.timeout);
-        request
+        timed(message, self.timeout)
+    }
+
+    /// A stub on the same connection, and the request with a deadline of its own.
+    pub(super) fn call<T>(&self, message: T, timeout: Duration) -> (KeyManagementServiceClient<Channel>, Request<T>) {
+        (self.inner.clone(), timed(message, timeout))
     }
 
     /// Calls Status.
@@ -89,4 +92,10 @@ impl KmsClient {
         let request = self.request(DecryptRequest { ciphertext, uid, key_id, annotations });
         self.inner.decrypt(request).await.map(tonic::Response::into_inner)
     }
+}
+
+fn timed<T>(message: T, timeout: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
 }

@@ -1,3 +1,6 @@
 //! Clients of a KMS v2 plugin: what kube-apiserver does, from the other end of the socket.
 
+pub mod apiserver;
 pub mod kms;
+pub mod limit;
+pub mod plugin;
