@@ -14,7 +14,7 @@ use crate::grpc::request_log::RequestLog;
 use crate::grpc::status::status;
 use crate::service::decrypt::DecryptInput;
 use crate::service::observer::{Observer, Rpc};
-use crate::service::peer::Peer;
+use crate::service::peer::{Peer, Session};
 use crate::service::plugin::Plugin;
 use std::fmt::Display;
 use std::io;
@@ -88,9 +88,9 @@ impl KmsServer {
 
 #[tonic::async_trait]
 impl KeyManagementService for KmsServer {
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let (call, uid) = (self.0.begin(Rpc::Status), Uid::parse(""));
-        match self.0.plugin.status() {
+        match session(&request).map_or_else(|| self.0.plugin.status(), |s| s.status(&self.0.plugin)) {
             Ok(answer) => {
                 let detail = if answer.healthz == "ok" { "ok" } else { "not ok" };
                 call.served(&uid, &answer.key_id, detail);
@@ -103,9 +103,13 @@ impl KeyManagementService for KmsServer {
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let call = self.0.begin(Rpc::Encrypt);
-        let request = request.into_inner();
-        let uid = Uid::parse(&request.uid);
-        match call.admitted().and_then(|()| self.0.plugin.encrypt(&request.plaintext)) {
+        let message = request.get_ref();
+        let uid = Uid::parse(&message.uid);
+        let seal = || match session(&request) {
+            Some(session) => session.encrypt(&self.0.plugin, &message.plaintext),
+            None => self.0.plugin.encrypt(&message.plaintext),
+        };
+        match call.admitted().and_then(|()| seal()) {
             Ok(encrypted) => {
                 call.served(&uid, encrypted.write.key_id(), "write-state");
                 Ok(Response::new(EncryptResponse {
@@ -136,6 +140,11 @@ impl KeyManagementService for KmsServer {
             Err(fault) => Err(call.failed(&uid, &fault)),
         }
     }
+}
+
+/// What the connection of this request was told.
+fn session<T>(request: &Request<T>) -> Option<&Session> {
+    request.extensions().get::<Peer>().map(|peer| &*peer.session)
 }
 
 impl Shared {

@@ -28,12 +28,23 @@ pub struct Published {
     pub status: Result<StatusAnswer, Fault>,
     /// What Encrypt seals with.
     pub write: Option<Arc<WriteState>>,
+    /// What it sealed with before a rotation, for the moments in which a caller was told of it but not yet of the new one.
+    pub previous: Option<Previous>,
     /// The key_id that is reported, also before there is a write state.
     pub key_id: Option<KeyId>,
     /// The KEK whose DEKs may not be used any more.
     pub revoked: Option<KekRef>,
     /// When a probe last went well.
     pub last_good: Option<Moment>,
+}
+
+/// A write state that was replaced by one with another key_id.
+#[derive(Clone, Debug)]
+pub struct Previous {
+    /// The write state.
+    pub write: Arc<WriteState>,
+    /// When it is of no use any more.
+    pub until: Moment,
 }
 
 /// StatusResponse, but for the version, which is always `v2`.
@@ -62,7 +73,13 @@ impl Published {
             (StatusRule::Answer { .. }, None) => Err(Fault::new(Reason::Starting).with_detail(state.because())),
             (StatusRule::Fail(fault), _) => Err(fault),
         };
-        Self { state, status, write, key_id, revoked, last_good }
+        Self { state, status, write, previous: None, key_id, revoked, last_good }
+    }
+
+    /// The same with the write state before a rotation.
+    #[must_use]
+    pub fn and_previous(self, previous: Option<Previous>) -> Self {
+        Self { previous, ..self }
     }
 }
 
@@ -140,7 +157,11 @@ impl Plugin {
     pub fn encrypt(&self, plaintext: &[u8]) -> Result<Encrypted, Fault> {
         let published = self.published.load();
         published.state.may_seal()?;
-        let write = published.write.as_ref().ok_or(Reason::Starting)?;
+        self.seal(published.write.as_ref().ok_or(Reason::Starting)?, plaintext)
+    }
+
+    /// Seals with this write state, which is the current one or was it a moment ago.
+    pub(super) fn seal(&self, write: &Arc<WriteState>, plaintext: &[u8]) -> Result<Encrypted, Fault> {
         let sealed = write.seal(&*self.entropy, plaintext)?;
         if sealed.renewal_due {
             self.wake.notify_one();

@@ -7,17 +7,22 @@
 use crate::core::fault::{Fault, Reason};
 use crate::core::health::{Holdings, Record, State, judge};
 use crate::core::key_id::KeyId;
+use crate::core::port::Moment;
 use crate::core::rotation::{Decision, Reported, Sightings, decide};
 use crate::service::kek_set::KekSet;
-use crate::service::plugin::{Plugin, Published};
+use crate::service::plugin::{Plugin, Previous, Published};
 use crate::service::prepare::{Candidate, prepare};
 use crate::service::recovery;
 use crate::service::settings::Settings;
 use crate::service::state_file::{Remembered, StateFile};
+use crate::service::write_state::WriteState;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
+/// How long an Encrypt is answered from the write state that its own connection was told of before a rotation: kube-apiserver
+/// sends it right after the Status.
+const TOLD_FOR_NANOS: u64 = 5_000_000_000;
 /// A changed KEK version is asked for again after this time.
 const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
 /// Failed probes are repeated after this time, doubled each time, up to the longest.
@@ -199,7 +204,7 @@ impl Supervisor {
     }
 
     /// Judges anew and publishes. `write` replaces the write state.
-    fn refresh(&self, settings: &Settings, write: Option<Arc<crate::service::write_state::WriteState>>) {
+    fn refresh(&self, settings: &Settings, write: Option<Arc<WriteState>>) {
         let before = self.plugin.published().clone();
         let write = write.or_else(|| before.write.clone());
         let holdings = Holdings { write_state: write.is_some(), known_key_id: self.remembered.key_id.is_some() };
@@ -210,7 +215,8 @@ impl Supervisor {
             let revoked = write.as_ref().map(|w| w.version().kek.clone()).or_else(|| before.revoked.clone());
             Published::new(state, None, known, revoked, last_good)
         } else {
-            Published::new(state, write, known, None, last_good)
+            let previous = self.previous(&before, write.as_deref());
+            Published::new(state, write, known, None, last_good).and_previous(previous)
         };
         if published.state.label() != before.state.label() {
             tracing::info!(
@@ -224,6 +230,18 @@ impl Supervisor {
         if let Some(kek) = revoked.filter(|kek| before.revoked.as_ref() != Some(kek)) {
             self.plugin.keyring().wipe(&kek);
             tracing::error!(target: "kube_kms::health", %kek, "the KEK is dead; the data keys under it were wiped");
+        }
+    }
+
+    /// The write state before a rotation, for a few seconds. A replaced DEK under the same key_id needs none.
+    fn previous(&self, before: &Published, write: Option<&WriteState>) -> Option<Previous> {
+        let now = self.plugin.clock().now();
+        match &before.write {
+            Some(old) if write.is_some_and(|new| new.key_id() != old.key_id()) => {
+                let until = Moment(now.0.saturating_add(TOLD_FOR_NANOS));
+                Some(Previous { write: Arc::clone(old), until })
+            }
+            _ => before.previous.clone().filter(|previous| now < previous.until),
         }
     }
 

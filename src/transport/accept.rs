@@ -104,7 +104,7 @@ impl<L: PollAccept> AcceptLoop<L> {
         }
     }
 
-    fn report_refusal(&mut self, peer: Peer) {
+    fn report_refusal(&mut self, peer: &Peer) {
         if let Some(unreported) = self.refusals.admit(self.clock.now()) {
             let (peer_uid, pid) = (peer.uid, peer.pid);
             tracing::warn!(peer_uid, pid, unreported, "refusing calls of a peer whose uid is not in listen.allowUids");

@@ -7,6 +7,7 @@
 use crate::service::peer::Peer;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
@@ -70,13 +71,13 @@ impl PeerStream {
     /// When the kernel does not say; the connection must be dropped then.
     pub fn identify(stream: UnixStream, allowed: &AllowedUids) -> io::Result<Self> {
         let (uid, pid) = credentials(&stream)?;
-        Ok(Self { stream, peer: Peer { uid, pid, allowed: allowed.allows(uid) } })
+        Ok(Self { stream, peer: Peer { uid, pid, allowed: allowed.allows(uid), session: Arc::default() } })
     }
 
     /// Who is at the other end.
     #[must_use]
-    pub const fn peer(&self) -> Peer {
-        self.peer
+    pub const fn peer(&self) -> &Peer {
+        &self.peer
     }
 }
 
@@ -108,7 +109,7 @@ impl Connected for PeerStream {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer
+        self.peer.clone()
     }
 }
 

@@ -3,6 +3,7 @@ use crate::core::health::OnDenied;
 use crate::core::port::{Clock as _, Moment};
 use crate::core::uid::Uid;
 use crate::service::decrypt::DecryptInput;
+use crate::service::peer::Session;
 use crate::service::plugin::Encrypted;
 use crate::service::probe_fixture::{HandClock, Remembering, ScriptedKek, entry, key_id_of, plugin};
 use crate::service::write_state::tests::settings;
@@ -456,4 +457,38 @@ async fn requests_are_answered_while_the_kek_never_answers() {
     assert_eq!(plugin.status().unwrap().key_id, key_id_of("A", 0));
     assert_eq!(*plugin.encrypt(b"seed").unwrap().write.key_id(), key_id_of("A", 0));
     task.abort();
+}
+
+#[tokio::test]
+async fn an_encrypt_right_after_a_rotation_is_answered_as_the_status_before_it_on_that_connection() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    let (told_before, never_told) = (Session::default(), Session::default());
+    assert_eq!(told_before.status(&bench.plugin).unwrap().key_id, key_id_of("A", 0));
+    bench.rotate("B").await;
+    let sealed_by = |session: &Session| session.encrypt(&bench.plugin, b"seed").unwrap();
+    let late = sealed_by(&told_before);
+    assert_eq!(*late.write.key_id(), key_id_of("A", 0));
+    assert_eq!(bench.open(&late).await.unwrap(), b"seed");
+    assert_eq!(*sealed_by(&never_told).write.key_id(), key_id_of("B", 0));
+    assert_eq!(told_before.status(&bench.plugin).unwrap().key_id, key_id_of("B", 0));
+    assert_eq!(*sealed_by(&told_before).write.key_id(), key_id_of("B", 0));
+}
+
+#[tokio::test]
+async fn what_a_connection_was_told_holds_for_a_few_seconds_and_never_past_a_revocation() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    let told = Session::default();
+    told.status(&bench.plugin).unwrap();
+    bench.rotate("B").await;
+    bench.clock.advance(Duration::from_secs(6));
+    assert_eq!(*told.encrypt(&bench.plugin, b"seed").unwrap().write.key_id(), key_id_of("B", 0));
+    told.status(&bench.plugin).unwrap();
+    bench.rotate("C").await;
+    bench.kek.fail(Some(Reason::KekDisabled));
+    bench.rounds(2).await;
+    assert_eq!(bench.state(), "revoked");
+    assert_eq!(told.encrypt(&bench.plugin, b"seed").unwrap_err().reason(), Reason::KekDisabled);
+    assert!(bench.plugin.published().previous.is_none(), "its DEK is wiped with the others");
 }
