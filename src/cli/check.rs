@@ -5,11 +5,12 @@ use crate::cli::output::{self, Format};
 use crate::cli::{CONFIGURATION_HINT, SOCKET_HINT};
 use crate::config::{self, Config};
 use crate::core::fault::Fault;
-use crate::core::port::Entropy;
+use crate::core::port::{Entropy, KekCall, Notice};
 use crate::daemon::{self, StartError, keks};
 use crate::os::{MonotonicClock, OsEntropy, Stopwatch};
 use crate::service::observer::Unobserved;
 use crate::service::prepare::{Candidate, prepare};
+use crate::service::recovery::wrap_under;
 use crate::service::state_file::StateFile;
 use crate::transport::address::SocketAddress;
 use clap::Args;
@@ -42,7 +43,26 @@ struct Report {
     wrapped_dek_bytes: usize,
     wrap_and_unwrap_millis: u64,
     read_keks: usize,
+    recovery: Vec<RecoveryReport>,
     warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RecoveryReport {
+    number: usize,
+    /// The KEK, when it wrapped and unwrapped.
+    kek: Option<String>,
+    /// Why not.
+    problem: Option<String>,
+}
+
+/// What was found at the KEKs.
+struct Tried {
+    candidate: Candidate,
+    millis: u64,
+    recovery: Vec<RecoveryReport>,
+    notices: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -54,9 +74,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             .because(&e)
             .hint(SOCKET_HINT)
     })?;
-    let watch = Stopwatch::start();
-    let candidate = super::runtime()?.block_on(try_kek(&config))?;
-    let millis = u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let Tried { candidate, millis, recovery, notices } = super::runtime()?.block_on(try_keks(&config))?;
+    let mut warnings = notices;
+    warnings.extend(remembered_warnings(&config, &candidate));
+    for lost in recovery.iter().filter(|r| r.kek.is_none()) {
+        warnings.push(format!("recovery KEK {} would not wrap data keys; serving goes on without it", lost.number));
+    }
     let report = Report {
         config: path.display().to_string(),
         endpoint: address.endpoint(),
@@ -67,7 +90,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         wrapped_dek_bytes: candidate.wrapped().as_bytes().len(),
         wrap_and_unwrap_millis: millis,
         read_keks: config.read.len(),
-        warnings: warnings(&config, &candidate),
+        recovery,
+        warnings,
     };
     match arguments.output {
         Format::Json => output::json(&report),
@@ -76,7 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-async fn try_kek(config: &Config) -> Result<Candidate, Failure> {
+async fn try_keks(config: &Config) -> Result<Tried, Failure> {
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
     let keks = keks::connect(config, &entropy).await.map_err(|error| {
         let mut failure = match &error {
@@ -88,9 +112,26 @@ async fn try_kek(config: &Config) -> Result<Candidate, Failure> {
         failure.hint(CONFIGURATION_HINT)
     })?;
     let clock = MonotonicClock::new();
-    prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved)
+    let watch = Stopwatch::start();
+    let candidate = prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved)
         .await
-        .map_err(|fault| Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault).hint(advice(&fault)))
+        .map_err(|fault| Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault).hint(advice(&fault)))?;
+    let millis = u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let timeout = config.settings.probe_timeout;
+    let call = KekCall { timeout, uid: None };
+    let notices = match keks.write().kek.notices(&call).await {
+        Ok(notices) => notices.into_iter().map(|Notice(text)| text).collect(),
+        Err(fault) => vec![format!("the KMS did not say more about the key: {fault}")],
+    };
+    let mut recovery = Vec::new();
+    for (number, entry) in (1..).zip(keks.recovery()) {
+        let (kek, problem) = match wrap_under(entry, candidate.bytes(), timeout, &clock, &Unobserved).await {
+            Ok(wrap) => (Some(wrap.kek.to_string()), None),
+            Err(fault) => (None, Some(format!("{fault} {}", fault.causes()).trim_end().to_owned())),
+        };
+        recovery.push(RecoveryReport { number, kek, problem });
+    }
+    Ok(Tried { candidate, millis, recovery, notices })
 }
 
 fn advice(fault: &Fault) -> &'static str {
@@ -109,7 +150,7 @@ fn advice(fault: &Fault) -> &'static str {
     }
 }
 
-fn warnings(config: &Config, candidate: &Candidate) -> Vec<String> {
+fn remembered_warnings(config: &Config, candidate: &Candidate) -> Vec<String> {
     let mut warnings = Vec::new();
     let file = StateFile::new(&config.state_dir);
     // A damaged file is left to `serve` to set aside: check changes nothing.
@@ -151,6 +192,10 @@ fn print(report: &Report) {
     ));
     if report.read_keks > 0 {
         output::line(format!("{} KEK(s) under `read`, not tried: that takes a stored value", report.read_keks));
+    }
+    for r in &report.recovery {
+        let what = r.kek.as_deref().or(r.problem.as_deref()).unwrap_or_default();
+        output::line(format!("recovery {} {what}", r.number));
     }
     for warning in &report.warnings {
         output::line(format!("WARNING   {warning}"));

@@ -78,7 +78,23 @@ pub trait Kek: Send + Sync + fmt::Debug {
         context: &'a WrapContext,
         call: &'a KekCall,
     ) -> KekFuture<'a, Unwrapped>;
+
+    /// Permissions that are not granted, and what is lost by it. For `kube-kms check`: nothing on the way of
+    /// a request depends on it.
+    ///
+    /// # Errors
+    /// Those of the provider, where they say nothing about a permission.
+    ///
+    /// # Cancel safety
+    /// As [`Kek::wrap_dek`].
+    fn notices<'a>(&'a self, _call: &'a KekCall) -> KekFuture<'a, Vec<Notice>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 }
+
+/// What an operator should know of a KEK beyond whether it wraps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice(pub String);
 
 /// Nanoseconds since an arbitrary moment; never goes back, whatever happens to the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -36,6 +36,7 @@ ready to serve
             "keyId",
             "keyIdHash",
             "readKeks",
+            "recovery",
             "warnings",
             "wrapAndUnwrapMillis",
             "wrappedDekBytes"
@@ -56,6 +57,41 @@ fn a_good_configuration_for_aws_names_the_key_and_not_the_alias() {
     let json = check(&site, "json").json();
     assert_eq!(json["kek"].as_str().unwrap(), format!("aws:{}", site.kms().key_arn(ALIAS)));
     assert_eq!(json["kekVersion"].as_str().unwrap(), site.kms().material_ids(ALIAS)[0]);
+}
+
+#[test]
+fn a_permission_that_is_not_granted_is_named_with_what_is_lost_by_it() {
+    let site = Site::aws();
+    site.kms().revoke("DescribeKey");
+    let checked = check(&site, "json");
+    assert_eq!(checked.status, 0, "everything else works without it");
+    let warnings = checked.json()["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 1);
+    let warning = warnings[0].as_str().unwrap();
+    assert!(
+        warning.starts_with("kms:DescribeKey is not granted: ") && warning.contains("pending deletion"),
+        "{warning}"
+    );
+}
+
+#[test]
+fn every_recovery_kek_is_tried_and_a_dead_one_is_a_warning() {
+    let (mut site, spare) = (Site::aws(), Site::local());
+    let keks = format!(
+        "{{local: {{keyring: {}}}}}, {{local: {{keyring: {}}}}}",
+        spare.keyring().display(),
+        spare.dir().join("lost.json").display()
+    );
+    site.set(&format!("recovery: {{keks: [{keks}]}}"));
+    let checked = check(&site, "json");
+    assert_eq!(checked.status, 0);
+    let report = checked.json();
+    assert!(report["recovery"][0]["kek"].as_str().unwrap().starts_with("local:"));
+    assert!(report["recovery"][1]["problem"].as_str().unwrap().starts_with("kms-unreachable: "));
+    assert_eq!(
+        report["warnings"],
+        serde_json::json!(["recovery KEK 2 would not wrap data keys; serving goes on without it"])
+    );
 }
 
 #[test]

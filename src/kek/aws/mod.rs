@@ -18,7 +18,7 @@ use crate::core::context::WrapContext;
 use crate::core::dek::DekBytes;
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
-use crate::core::port::{Kek, KekCall, KekFuture, Unwrapped, Wrapped};
+use crate::core::port::{Kek, KekCall, KekFuture, Notice, Unwrapped, Wrapped};
 use crate::os::Stopwatch;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -31,6 +31,10 @@ use settings::{AwsSettings, SettingsError};
 use std::fmt;
 use std::sync::OnceLock;
 use std::time::Duration;
+
+/// What is lost without the permission.
+const NO_DESCRIBE_KEY: &str = "kms:DescribeKey is not granted: a key that is pending deletion cannot be told from one that is \
+unavailable for a while, so it coasts as an outage instead of being revoked; everything else works without it";
 
 /// The target of this provider's log events.
 const LOG: &str = "kube_kms::kek::aws";
@@ -199,6 +203,17 @@ impl Kek for AwsKek {
         call: &'a KekCall,
     ) -> KekFuture<'a, Unwrapped> {
         Box::pin(self.unwrap(kek, dek, context, call))
+    }
+
+    fn notices<'a>(&'a self, call: &'a KekCall) -> KekFuture<'a, Vec<Notice>> {
+        Box::pin(async move {
+            let key = self.key.as_str();
+            match timed(Op::DescribeKey, key, call, call.timeout, self.client.key_state(key)).await {
+                Ok(_) => Ok(Vec::new()),
+                Err(error) if error.reason() == Reason::PolicyDenied => Ok(vec![Notice(NO_DESCRIBE_KEY.to_owned())]),
+                Err(error) => Err(error.into_fault()),
+            }
+        })
     }
 }
 
