@@ -176,7 +176,7 @@ async fn serve(
     let plugin = Arc::new(Plugin::new(parts, remembered.key_id.clone()));
     let (reloads, reload_queue) = mpsc::channel(1);
     let supervisor = Supervisor::new(Arc::clone(&plugin), state_file, remembered);
-    let supervision = tokio::spawn(supervisor.run(reload_queue));
+    let mut supervision = tokio::spawn(supervisor.run(reload_queue));
 
     let (stop, stopped) = watch::channel(false);
     if let Some(address) = config.http {
@@ -209,6 +209,8 @@ async fn serve(
                 Wish::Stop => break drain(&stop, serving, &mut signals).await,
             },
             () = reloader.file_changed() => reloader.reload("the file changed").await,
+            // A plugin that nobody supervises would report for ever what was true last. Ended, it is started again.
+            _ = &mut supervision => return Err(StartError::System("the supervisor ended; this is a bug".to_owned())),
         }
     };
     supervision.abort();
