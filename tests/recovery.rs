@@ -145,6 +145,24 @@ async fn a_dead_primary_is_not_opened_around_unless_glass_may_be_broken() {
     assert_eq!(client.decrypt(answer, uid()).await.unwrap().plaintext, seed);
 }
 
+/// A permission taken away is often meant: it takes the operator's word as well, before and after the probe has noticed.
+#[tokio::test]
+async fn a_denied_primary_is_not_opened_around_either() {
+    let (site, _other) = two_regions(false);
+    let made = some(&mut site.start().await.client().await, 1).await;
+    let running = site.replica().start().await;
+    site.kms().revoke("Decrypt");
+    let mut client = running.client().await;
+    let refused = client.decrypt(made[0].1.clone(), uid()).await.unwrap_err();
+    assert!(refused.message().starts_with("policy-denied"), "{refused:?}");
+    running.until_log("state=coasting").await;
+    let refused = client.decrypt(made[0].1.clone(), uid()).await.unwrap_err();
+    assert!(refused.message().starts_with("policy-denied"), "{refused:?}");
+    site.kms().grant("Decrypt");
+    running.until_log("the KEK can be used again").await;
+    all_open(&running, &made).await;
+}
+
 #[tokio::test]
 async fn a_keyring_file_recovers_what_a_lost_aws_key_sealed() {
     let spare = Site::local();

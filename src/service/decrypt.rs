@@ -156,18 +156,22 @@ impl Plugin {
         }
         // With the KMS known to be away, or its KEK known to be dead, recovery is asked first.
         let half = patience.checked_div(2).unwrap_or_default();
-        let primary_is_dead = self.published().revoked.as_ref() == Some(annotations.kek());
-        if primary_is_dead {
+        let (is_dead, is_away) = {
+            let published = self.published();
+            let is_away = outage && published.state.because().is_some_and(|reason| reason.class().is_transient());
+            (published.revoked.as_ref() == Some(annotations.kek()), is_away)
+        };
+        if is_dead {
             return self.recover(&recovery, uid, patience).await;
         }
-        if outage && let Known::Serve(entry, source) = self.known(annotations, outage)? {
+        if is_away && let Known::Serve(entry, source) = self.known(annotations, outage)? {
             return Ok((entry, source));
         }
-        if outage && let Ok(recovered) = self.recover(&recovery, uid, half).await {
+        if is_away && let Ok(recovered) = self.recover(&recovery, uid, half).await {
             return Ok(recovered);
         }
         match self.primary(annotations, uid, half, outage).await {
-            Err(fault) if !outage && may_recover(&fault, keks.break_glass()) => {
+            Err(fault) if !is_away && may_recover(&fault, keks.break_glass()) => {
                 // The primary's fault is the one to report: it is what an operator must mend.
                 self.recover(&recovery, uid, half).await.map_err(|_| fault)
             }
