@@ -4,13 +4,13 @@
 //! `core::health` decide what becomes of it and what is published. Guarantees: a key_id is on disk before it is
 //! reported; a failed reload changes nothing.
 
-use crate::core::fault::{Fault, Reason};
+use crate::core::fault::{Class, Fault, Reason};
 use crate::core::health::{Holdings, Record, State, judge};
 use crate::core::key_id::KeyId;
 use crate::core::rotation::{Decision, Reported, Sightings, decide};
 use crate::service::kek_set::KekSet;
 use crate::service::plugin::{Plugin, Published};
-use crate::service::prepare::{Candidate, prepare};
+use crate::service::prepare::{Candidate, prepare, unwrap_again};
 use crate::service::recovery;
 use crate::service::settings::Settings;
 use crate::service::state_file::{Remembered, StateFile};
@@ -93,9 +93,24 @@ impl Supervisor {
         self.observing = false;
         match made {
             Ok(candidate) => self.consider(candidate, &keks, &settings).await,
-            Err(fault) => self.failed(&fault, &settings),
+            Err(fault) => {
+                let fault = self.proven(fault, &keks, &settings).await;
+                self.failed(&fault, &settings);
+            }
         }
         self.refresh(&settings, None);
+    }
+
+    /// A probe that says *dead* may speak of another key than the one that our DEK is under: an alias that was pointed at a
+    /// disabled key. So that one is asked as well, and only if it does not deny being dead either, the answer counts.
+    async fn proven(&self, fault: Fault, keks: &KekSet, settings: &Settings) -> Fault {
+        let write = self.plugin.published().write.clone();
+        let (Class::KekDead, Some(write)) = (fault.class(), write) else { return fault };
+        match unwrap_again(&write, keks, settings, self.plugin.clock(), self.plugin.observer()).await {
+            Ok(()) => Fault::caused_by(Reason::KekUnusable, fault),
+            Err(unproven) if unproven.class().is_transient() => unproven,
+            Err(_) => fault,
+        }
     }
 
     async fn consider(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) {

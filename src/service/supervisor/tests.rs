@@ -295,6 +295,23 @@ async fn a_dead_kek_is_revoked_at_the_second_answer_wiped_and_back_when_it_is_en
 }
 
 #[tokio::test]
+async fn a_dead_answer_to_a_wrap_revokes_nothing_while_our_own_dek_still_unwraps() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    bench.kek.set(|script| script.wrap_fails = Some(Reason::KekDisabled));
+    bench.rounds(5).await;
+    assert_eq!((bench.state(), bench.because(), bench.status()), ("coasting", Some(Reason::KekUnusable), ok("A")));
+    assert_eq!(bench.plugin.keyring().len(), 1);
+    bench.kek.set(|script| script.unwrap_fails = Some(Reason::KmsUnreachable));
+    bench.rounds(5).await;
+    assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::KmsUnreachable)), "no proof");
+    bench.kek.set(|script| script.unwrap_fails = Some(Reason::KekDisabled));
+    bench.rounds(2).await;
+    assert_eq!((bench.state(), bench.because()), ("revoked", Some(Reason::KekDisabled)));
+    assert!(bench.plugin.keyring().is_empty());
+}
+
+#[tokio::test]
 async fn a_denial_coasts_or_revokes_as_the_operator_says() {
     let mut revoking = settings();
     revoking.policy.on_denied = OnDenied::Revoke;
