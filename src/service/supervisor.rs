@@ -235,11 +235,17 @@ impl Supervisor {
             );
         }
         let revoked = published.revoked.clone();
+        let is_new = matches!(published.state, State::Revoked { .. }) && !matches!(before.state, State::Revoked { .. });
         self.plugin.publish(published);
         // SECURITY: first nobody can seal or open any more, then the DEKs are wiped.
         if let Some(kek) = revoked.filter(|kek| before.revoked.as_ref() != Some(kek)) {
             self.plugin.keyring().wipe(&kek);
             tracing::error!(target: "kube_kms::health", %kek, "the KEK is dead; the data keys under it were wiped");
+        } else if is_new {
+            // Without a write state nobody knows which KEK that was: whatever reads have brought in must be unwrapped anew.
+            let keks = self.plugin.keks();
+            self.plugin.keyring().wipe_unless(|kek| !keks.write().kek.may_unwrap(kek));
+            tracing::error!(target: "kube_kms::health", "the KEK is dead; the data keys that it may unwrap were wiped");
         }
     }
 

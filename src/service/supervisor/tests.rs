@@ -312,6 +312,22 @@ async fn a_dead_answer_to_a_wrap_revokes_nothing_while_our_own_dek_still_unwraps
 }
 
 #[tokio::test]
+async fn a_kek_that_is_dead_before_the_first_write_state_takes_the_deks_of_reads_with_it() {
+    let mut first = Bench::new();
+    first.rounds(1).await;
+    let sealed = first.plugin.encrypt(b"seed").unwrap();
+    let mut bench = Bench::with(settings(), first.dir);
+    assert_eq!(bench.open(&sealed).await.unwrap(), b"seed");
+    assert_eq!((bench.state(), bench.plugin.keyring().len()), ("starting-known", 1));
+    bench.kek.fail(Some(Reason::KekDisabled));
+    bench.rounds(1).await;
+    assert_eq!(bench.plugin.keyring().len(), 1, "one answer is not enough");
+    bench.rounds(1).await;
+    assert_eq!((bench.state(), bench.plugin.keyring().len()), ("revoked", 0));
+    assert_eq!(bench.open(&sealed).await.unwrap_err().reason(), Reason::KekDisabled);
+}
+
+#[tokio::test]
 async fn a_denial_coasts_or_revokes_as_the_operator_says() {
     let mut revoking = settings();
     revoking.policy.on_denied = OnDenied::Revoke;
