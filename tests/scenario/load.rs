@@ -23,7 +23,7 @@ fn resident(running: &Running) -> usize {
 }
 
 async fn flat(mut site: Site) {
-    site.set("probe: {interval: 10m}\nlog: {level: warn}");
+    site.set("probe: {interval: 10m}");
     let running = site.start().await;
     let mut client = running.client().await;
     // Once through, so that what is allocated once is.
@@ -65,7 +65,7 @@ async fn item_43_the_p99_of_encrypt_is_under_100_ms_with_a_kms_that_takes_50_ms(
 }
 
 async fn liveness(mut site: Site) {
-    site.set("probe: {interval: 1s, timeout: 500ms}").set("outage: {grace: 3s}");
+    site.set("probe: {interval: 1s, timeout: 500ms}").set("outage: {grace: 4s}");
     let running = site.start().await;
     take_away(&site);
     let (code, _) = until_state(&running, "coasting").await;

@@ -46,9 +46,9 @@ async fn pairs(mut site: Site) {
     println!("item 63: {calls} pairs, {misses} misses");
 }
 
-/// On the binary, with the KMS answering the old and the new version by turns for a minute. Chance is played in `day`.
+/// On the binary, with the KMS answering the old and the new version by turns. An hour of it, by chance, is played in `day`.
 #[tokio::test]
-async fn item_64_answers_that_alternate_for_a_minute_move_status_once_and_never_back() {
+async fn item_64_answers_that_alternate_for_twenty_seconds_move_status_once_and_never_back() {
     let site = quick("");
     let running = site.start().await;
     let old = running.until_ok().await;
@@ -57,7 +57,7 @@ async fn item_64_answers_that_alternate_for_a_minute_move_status_once_and_never_
     site.kms().alternate_answers(ALIAS, true);
     let (mut client, mut seen) = (running.client().await, vec![old.clone()]);
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(60) {
+    while began.elapsed() < Duration::from_secs(20) {
         let status = client.status().await.unwrap();
         assert_eq!(status.healthz, "ok");
         if seen.last() != Some(&status.key_id) {
@@ -66,7 +66,7 @@ async fn item_64_answers_that_alternate_for_a_minute_move_status_once_and_never_
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(seen.len() <= 2, "{seen:?}");
-    assert!(site.kms().successful_calls("Encrypt") > 30, "it was asked often enough to be confused");
+    assert!(site.kms().successful_calls("Encrypt") > 12, "it was asked often enough to be confused");
     site.kms().alternate_answers(ALIAS, false);
     let last = seen.last().unwrap().clone();
     if last == old {

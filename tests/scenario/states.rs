@@ -80,7 +80,7 @@ async fn from_starting_known(mut site: Site) {
 }
 
 async fn from_coasting_and_degraded(mut site: Site) {
-    site.set(QUICK).set("outage: {grace: 3s}");
+    site.set(QUICK).set("outage: {grace: 4s}");
     let (running, value) = with_value(&site).await;
     take_away(&site);
     until_state(&running, "coasting").await;
@@ -92,7 +92,7 @@ async fn from_coasting_and_degraded(mut site: Site) {
     assert_eq!(code, 503);
     let healthz = Ok("kms-unreachable for 0 min, serving from memory".to_owned());
     assert_eq!(answers(&running, &value).await, (healthz, Ok(()), Ok(())));
-    assert!(running.metric("kube_kms_outage_seconds").await >= 3.0);
+    assert!(running.metric("kube_kms_outage_seconds").await >= 4.0);
     bring_back(&site);
     is_back(&running, &value).await;
 }
@@ -104,7 +104,11 @@ async fn from_stopped(mut site: Site) {
     let (code, page) = until_state(&running, "stopped").await;
     assert!(code == 503 && page.contains("reason=kms-unreachable"), "{page}");
     let refused = Err(Code::Unavailable);
-    assert_eq!(answers(&running, &value).await, (Err(Code::Unavailable), refused, Ok(())), "it stops writes, not reads");
+    assert_eq!(
+        answers(&running, &value).await,
+        (Err(Code::Unavailable), refused, Ok(())),
+        "it stops writes, not reads"
+    );
     bring_back(&site);
     is_back(&running, &value).await;
 }

@@ -26,7 +26,7 @@ async fn polled(client: &mut KmsClient, seen: &mut BTreeSet<String>, calls: usiz
 }
 
 async fn version_for_good(mut site: Site) {
-    site.set(QUICK).set("outage: {grace: 1s}");
+    site.set(QUICK).set("outage: {grace: 4s}");
     let running = site.start().await;
     let (mut client, mut seen) = (running.client().await, BTreeSet::new());
     let first = running.until_ok().await;
@@ -81,7 +81,7 @@ async fn restarted_under_a_client(mut site: Site) {
 }
 
 async fn kms_away(mut site: Site) {
-    site.set(QUICK).set("outage: {grace: 3s}");
+    site.set(QUICK).set("outage: {grace: 4s}");
     let running = site.start().await;
     let key_id = running.until_ok().await;
     let stage = Stage::new(&running).await;
@@ -136,14 +136,22 @@ async fn item_29_a_missing_decrypt_permission_is_noticed_though_encrypt_is_fine(
     site.kms().revoke("Decrypt");
     let (code, page) = until_state(&running, "coasting").await;
     assert!(code == 200 && page.contains("reason=policy-denied"), "{page}");
-    assert!(running.metric("kube_kms_kek_calls_total{provider=\"aws\",operation=\"unwrap\",reason=\"policy-denied\"}").await > 0.0);
+    assert!(
+        running
+            .metric("kube_kms_kek_calls_total{provider=\"aws\",operation=\"unwrap\",reason=\"policy-denied\"}")
+            .await
+            > 0.0
+    );
     opens(&running, &values).await;
     assert_eq!(until_not_ok(&running).await, "policy-denied for 0 min, serving from memory");
     opens(&running, &values).await;
     // A new process has nothing from memory: it never says `ok`, and it does not seal what it could not open.
     assert!(running.stop().await.success());
     let again = site.spawn();
-    assert_eq!(again.until_status(|a| a.as_ref().is_ok_and(|s| s.healthz.contains("policy"))).await.unwrap().key_id, key_id);
+    assert_eq!(
+        again.until_status(|a| a.as_ref().is_ok_and(|s| s.healthz.contains("policy"))).await.unwrap().key_id,
+        key_id
+    );
     assert!(again.client().await.encrypt(vec![1; 32], uid()).await.is_err());
     site.kms().grant("Decrypt");
     assert_eq!(again.until_ok().await, key_id);
@@ -174,7 +182,7 @@ async fn item_29_a_missing_encrypt_permission_is_noticed_and_everything_still_op
 
 #[tokio::test]
 async fn item_20_a_kms_that_hangs_is_no_other_case() {
-    let site = quick("outage: {grace: 3s}");
+    let site = quick("outage: {grace: 4s}");
     let running = site.start().await;
     let key_id = running.until_ok().await;
     site.kms().fail_all(ANY, Failure::Hang);

@@ -240,8 +240,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64) -> Self {
         let dice = Dice::new(seed);
-        let mind =
-            Mind { versions: vec!["v0".to_owned()], undecided: false, trouble: None, wraps: 0, unwraps: 0 };
+        let mind = Mind { versions: vec!["v0".to_owned()], undecided: false, trouble: None, wraps: 0, unwraps: 0 };
         let kms = Arc::new(Kms { mind: Mutex::new(mind), dice: Arc::clone(&dice) });
         Self { clock: Arc::new(RuntimeClock(Instant::now())), dice, kms }
     }
