@@ -4,6 +4,7 @@
 //! and made short by small settings. [`world`]: plugin, supervisor and simulator in one process on paused time, where hours
 //! and days have to be played. Item numbers are those of docs/conformance.md.
 
+mod credentials;
 mod day;
 mod gate;
 mod hour;

@@ -80,13 +80,13 @@ async fn liveness(mut site: Site) {
 }
 
 /// Three clients that call all three RPCs without a pause until they are told to stop.
-struct Load {
+pub(super) struct Load {
     stop: Arc<AtomicBool>,
     clients: Vec<tokio::task::JoinHandle<(usize, Vec<String>)>>,
 }
 
 impl Load {
-    async fn begin(running: &Running, known: &[(Vec<u8>, EncryptResponse)]) -> Self {
+    pub(super) async fn begin(running: &Running, known: &[(Vec<u8>, EncryptResponse)]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = Vec::new();
         for _ in 0..3 {
@@ -113,7 +113,7 @@ impl Load {
         Self { stop, clients }
     }
 
-    async fn end(self, running: &Running) {
+    pub(super) async fn end(self, running: &Running) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
             let (rounds, failures) = client.await.unwrap();
@@ -124,7 +124,7 @@ impl Load {
 }
 
 /// Values under three key_ids, all opened once, with a cache that forgets quickly: the KMS is asked again and again.
-async fn known_values(site: &Site, running: &Running) -> Vec<(Vec<u8>, EncryptResponse)> {
+pub(super) async fn known_values(site: &Site, running: &Running) -> Vec<(Vec<u8>, EncryptResponse)> {
     let mut values = vec![sealed(&mut running.client().await).await];
     for _ in 0..2 {
         let old = running.until_ok().await;
