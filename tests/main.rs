@@ -37,6 +37,7 @@ mod process;
 mod properties;
 mod recovery;
 mod rotation_seen;
+mod scenario;
 mod smoke;
 mod storm;
 mod stuck_log;

@@ -9,7 +9,7 @@ use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekVersion;
 use crate::core::key_id::KeyId;
 use crate::core::port::{Clock, Entropy, Kek, KekCall, Wrapped};
-use crate::service::kek_set::KekEntry;
+use crate::service::kek_set::{KekEntry, KekSet};
 use crate::service::observer::{KekOperation, Observer};
 use crate::service::recovery::RecoveryOutcomes;
 use crate::service::settings::Settings;
@@ -93,6 +93,28 @@ pub async fn prepare(
     }
     let key_id = KeyId::derive(&unwrapped.version, settings.epoch);
     Ok(Candidate { key_id, version: unwrapped.version, wrapped, bytes: Arc::new(bytes) })
+}
+
+/// Whether the KEK that this write state's DEK is under still unwraps it: one call, within `settings.probe_timeout`.
+///
+/// # Errors
+/// Those of the provider; `kek-not-configured`.
+///
+/// # Cancel safety
+/// Dropping the future abandons the call.
+pub(super) async fn unwrap_again(
+    write: &WriteState,
+    keks: &KekSet,
+    settings: &Settings,
+    clock: &dyn Clock,
+    observer: &dyn Observer,
+) -> Result<(), Fault> {
+    let kek = &write.version().kek;
+    let entry = keks.readers(kek).next().ok_or(Reason::KekNotConfigured)?;
+    let wrapped = WrappedDek::parse(write.annotations().wrapped_dek().to_vec())?;
+    let call = KekCall { timeout: settings.probe_timeout, uid: None };
+    let unwrapping = entry.kek.unwrap_dek(kek, &wrapped, &entry.context, &call);
+    observed(&*entry.kek, KekOperation::Unwrap, clock, observer, unwrapping).await.map(|_| ())
 }
 
 /// Runs one provider call and counts it.

@@ -21,7 +21,9 @@ fn a_healthy_kek_is_asked_once_an_interval_and_recovery_is_noticed_within_ten_se
     assert_eq!(wait_after(&after(0, Reason::Deadline), true, false, INTERVAL), INTERVAL);
     for failures in 1..100 {
         let wait = wait_after(&after(failures, Reason::KmsUnreachable), true, false, INTERVAL);
-        assert!(wait.mul_f64(1.1) < Duration::from_secs(10), "{failures}: {wait:?}");
+        // A probe that began just before the recovery hangs until its time is over.
+        let hung = settings().probe_timeout;
+        assert!(hung + wait.mul_f64(1.1) < Duration::from_secs(9), "{failures}: {wait:?}");
     }
 }
 
@@ -294,6 +296,39 @@ async fn a_dead_kek_is_revoked_at_the_second_answer_wiped_and_back_when_it_is_en
 }
 
 #[tokio::test]
+async fn a_dead_answer_to_a_wrap_revokes_nothing_while_our_own_dek_still_unwraps() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    bench.kek.set(|script| script.wrap_fails = Some(Reason::KekDisabled));
+    bench.rounds(5).await;
+    assert_eq!((bench.state(), bench.because(), bench.status()), ("coasting", Some(Reason::KekUnusable), ok("A")));
+    assert_eq!(bench.plugin.keyring().len(), 1);
+    bench.kek.set(|script| script.unwrap_fails = Some(Reason::KmsUnreachable));
+    bench.rounds(5).await;
+    assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::KmsUnreachable)), "no proof");
+    bench.kek.set(|script| script.unwrap_fails = Some(Reason::KekDisabled));
+    bench.rounds(2).await;
+    assert_eq!((bench.state(), bench.because()), ("revoked", Some(Reason::KekDisabled)));
+    assert!(bench.plugin.keyring().is_empty());
+}
+
+#[tokio::test]
+async fn a_kek_that_is_dead_before_the_first_write_state_takes_the_deks_of_reads_with_it() {
+    let mut first = Bench::new();
+    first.rounds(1).await;
+    let sealed = first.plugin.encrypt(b"seed").unwrap();
+    let mut bench = Bench::with(settings(), first.dir);
+    assert_eq!(bench.open(&sealed).await.unwrap(), b"seed");
+    assert_eq!((bench.state(), bench.plugin.keyring().len()), ("starting-known", 1));
+    bench.kek.fail(Some(Reason::KekDisabled));
+    bench.rounds(1).await;
+    assert_eq!(bench.plugin.keyring().len(), 1, "one answer is not enough");
+    bench.rounds(1).await;
+    assert_eq!((bench.state(), bench.plugin.keyring().len()), ("revoked", 0));
+    assert_eq!(bench.open(&sealed).await.unwrap_err().reason(), Reason::KekDisabled);
+}
+
+#[tokio::test]
 async fn a_denial_coasts_or_revokes_as_the_operator_says() {
     let mut revoking = settings();
     revoking.policy.on_denied = OnDenied::Revoke;
@@ -412,7 +447,7 @@ async fn the_kms_is_asked_once_an_interval_sooner_when_it_is_away_and_later_when
     kek.fail(Some(Reason::KmsUnreachable));
     probes_in(Duration::from_secs(120)).await;
     let away = probes_in(hour).await;
-    assert!((400..=510).contains(&away), "{away} an hour: every 8 s");
+    assert!((540..=670).contains(&away), "{away} an hour: every 6 s");
     kek.fail(Some(Reason::KmsThrottled));
     probes_in(Duration::from_secs(120)).await;
     let throttled = probes_in(hour).await;
