@@ -107,7 +107,7 @@ impl Supervisor {
     }
 
     /// A probe that says *dead* may speak of another key than the one that our DEK is under: an alias that was pointed at a
-    /// disabled key. So that one is asked as well, and only if it does not deny being dead either, the answer counts.
+    /// disabled key. So ours is asked to unwrap that DEK, and while it does, the answer does not count.
     async fn proven(&self, fault: Fault, keks: &KekSet, settings: &Settings) -> Fault {
         let write = self.plugin.published().write.clone();
         let (Class::KekDead, Some(write)) = (fault.class(), write) else { return fault };

@@ -51,8 +51,7 @@ async fn from_starting(mut site: Site) {
     site.set(QUICK);
     let (running, value) = with_value(&site).await;
     assert!(running.stop().await.success());
-    let mut new_node = site.replica();
-    new_node.set("");
+    let new_node = site.replica();
     take_away(&site);
     let running = new_node.spawn();
     running.until_log("the probe of the KEK failed").await;
