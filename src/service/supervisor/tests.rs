@@ -20,7 +20,8 @@ fn a_healthy_kek_is_asked_once_an_interval_and_recovery_is_noticed_within_ten_se
     assert_eq!(wait_after(&after(0, Reason::Deadline), true, false, INTERVAL), INTERVAL);
     for failures in 1..100 {
         let wait = wait_after(&after(failures, Reason::KmsUnreachable), true, false, INTERVAL);
-        assert!(wait.mul_f64(1.1) < Duration::from_secs(10), "{failures}: {wait:?}");
+        let hung = settings().probe_timeout;
+        assert!(hung + wait.mul_f64(1.1) < Duration::from_secs(10), "{failures}: {wait:?}");
     }
 }
 
@@ -411,7 +412,7 @@ async fn the_kms_is_asked_once_an_interval_sooner_when_it_is_away_and_later_when
     kek.fail(Some(Reason::KmsUnreachable));
     probes_in(Duration::from_secs(120)).await;
     let away = probes_in(hour).await;
-    assert!((400..=510).contains(&away), "{away} an hour: every 8 s");
+    assert!((460..=580).contains(&away), "{away} an hour: every 7 s");
     kek.fail(Some(Reason::KmsThrottled));
     probes_in(Duration::from_secs(120)).await;
     let throttled = probes_in(hour).await;
