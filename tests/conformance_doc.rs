@@ -1,5 +1,5 @@
 //! docs/conformance.md and the tests say the same: every `item_NN_…` test stands in row NN, and no row names a test that
-//! is not there.
+//! is not there. Nor does docs/failure-modes.md.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -44,4 +44,25 @@ fn every_item_test_stands_in_its_row_and_every_row_names_tests_that_are_there() 
             assert!(name.contains(&format!("_{number:0>2}_")), "{name} stands in row {number}");
         }
     }
+}
+
+/// A failure without a test is a claim; a test that was renamed makes one of it.
+#[test]
+fn every_test_that_the_failure_modes_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    rust_files(&root.join("tests"), &mut files);
+    rust_files(&root.join("src"), &mut files);
+    let sources: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let page = std::fs::read_to_string(root.join("docs/failure-modes.md")).unwrap();
+    let is_name =
+        |word: &&str| word.matches('_').count() >= 4 && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let names: BTreeSet<&str> = page.split('`').filter(is_name).filter(|word| !word.starts_with("kube_kms_")).collect();
+    assert!(names.len() > 50, "{}", names.len());
+    let missing: Vec<_> = names
+        .iter()
+        // A function, or a line of a macro that makes tests.
+        .filter(|name| !["fn {}(", "{}: "].iter().any(|form| sources.contains(&form.replace("{}", name))))
+        .collect();
+    assert!(missing.is_empty(), "{missing:#?}");
 }

@@ -2,11 +2,14 @@
 //!
 //! A leaf under `core`: it knows nothing of keys or KMSs. Each [`Locked`] has pages of its own, so that unlocking one never
 //! unlocks a neighbour. Where the limit on locked memory (RLIMIT_MEMLOCK) is used up, the memory is still left out of
-//! dumps and wiped, and [`unlocked_bytes`] says so: an operator can see it, and serving goes on.
+//! dumps and wiped, and [`unlocked_bytes`] says so: an operator can see it, and serving goes on. What others copy a secret
+//! into (the SDK's requests, HTTP's buffers) is wiped by [`wiping`] when it is freed.
 //!
 //! This is the only module with `unsafe`: anonymous mappings have no safe interface, and the allocator gives neither
 //! whole pages nor a way to lock them.
 #![expect(unsafe_code, reason = "anonymous mappings, mlock and madvise have no safe interface; see the module doc")]
+
+mod wiping;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 use std::fmt;
@@ -44,6 +47,14 @@ impl<T> Locked<T> {
     /// # Errors
     /// When the kernel gives no memory. A refused lock is not an error; see [`unlocked_bytes`].
     pub fn new(build: impl FnOnce() -> T) -> io::Result<Self> {
+        let made = Self::place(build);
+        wiping::wipe_stack();
+        made
+    }
+
+    /// Apart, so that what `build` leaves on the stack lies below the frame of `new`.
+    #[inline(never)]
+    fn place(build: impl FnOnce() -> T) -> io::Result<Self> {
         let page = rustix::param::page_size();
         let len = size_of::<T>().max(1).next_multiple_of(page);
         debug_assert!(align_of::<T>() <= page, "a page is aligned for every type");

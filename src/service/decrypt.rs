@@ -293,7 +293,8 @@ impl Plugin {
         };
         match settled(&mut waiting, patience).await {
             Some(outcome) => outcome.map(|entry| (entry, source)),
-            None => Err(if outage { Reason::KmsUnreachable } else { Reason::Deadline }.into()),
+            // It may have become known while this call waited in the queue.
+            None => Err(if outage || self.is_outage() { Reason::KmsUnreachable } else { Reason::Deadline }.into()),
         }
     }
 

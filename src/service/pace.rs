@@ -26,13 +26,16 @@ const SAME_BURST: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Pace {
     permits: Semaphore,
+    /// Held by the one whose call is next. The others wait behind it and not for times of their own, which would still be those
+    /// of an old gap when the KMS throttles more, or no more.
+    next: tokio::sync::Mutex<()>,
     spacing: Mutex<Spacing>,
 }
 
 #[derive(Debug)]
 struct Spacing {
     gap: Duration,
-    next: Option<Instant>,
+    last: Option<Instant>,
     slowed: Option<Instant>,
     sped_up: Option<Instant>,
 }
@@ -43,7 +46,8 @@ impl Pace {
     pub fn new() -> Self {
         Self {
             permits: Semaphore::new(limit::UNWRAPS_IN_FLIGHT_MAX),
-            spacing: Mutex::new(Spacing { gap: Duration::ZERO, next: None, slowed: None, sped_up: None }),
+            next: tokio::sync::Mutex::new(()),
+            spacing: Mutex::new(Spacing { gap: Duration::ZERO, last: None, slowed: None, sped_up: None }),
         }
     }
 
@@ -55,16 +59,23 @@ impl Pace {
         Turn { pace: self, _permit: permit }
     }
 
-    /// Waits until the next call may begin.
+    /// Waits until the next call may begin, by the gap as it is then; first come, first served.
     async fn slot(&self) {
-        let at = {
-            let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = tokio_now();
-            let at = spacing.next.map_or(now, |next| next.max(now));
-            spacing.next = at.checked_add(spacing.gap);
-            at
-        };
-        tokio::time::sleep_until(at).await;
+        let _next = self.next.lock().await;
+        while let Some(at) = self.begin_or_wait() {
+            tokio::time::sleep_until(at).await;
+        }
+    }
+
+    /// Begins a call now, or says when to ask again.
+    fn begin_or_wait(&self) -> Option<Instant> {
+        let mut spacing = self.spacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = tokio_now();
+        let at = spacing.last.and_then(|last| last.checked_add(spacing.gap)).filter(|at| *at > now);
+        if at.is_none() {
+            spacing.last = Some(now);
+        }
+        at
     }
 
     /// The KMS answered: faster, by how long ago it last did or throttled.
@@ -214,5 +225,28 @@ mod tests {
         tokio::task::yield_now().await;
         first[0].again().await;
         assert!(!waiting.is_finished(), "it came later and was served first");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_go_by_the_gap_of_their_turn_and_not_by_that_of_their_coming() {
+        let pace = Arc::new(Pace::new());
+        for _ in 0..20 {
+            tokio::time::advance(SAME_BURST).await;
+            pace.slow_down();
+        }
+        drop(pace.turn().await);
+        let waiting: Vec<_> = (0..limit::UNWRAPS_IN_FLIGHT_MAX)
+            .map(|_| {
+                let pace = Arc::clone(&pace);
+                tokio::spawn(async move { drop(pace.turn().await) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        // The KMS bears more again.
+        pace.spacing.lock().unwrap().gap = Duration::ZERO;
+        for task in waiting {
+            task.await.unwrap();
+        }
+        assert!(began.elapsed() <= LARGEST_GAP, "{:?}", began.elapsed());
     }
 }

@@ -11,7 +11,6 @@ use crate::core::port::KekCall;
 use crate::core::uid::Uid;
 use crate::service::keyring::Flight;
 use crate::service::observer::KekOperation;
-use crate::service::pace::Turn;
 use crate::service::plugin::Plugin;
 use crate::service::prepare::observed;
 use std::sync::Arc;
@@ -50,14 +49,11 @@ pub(super) async fn unwrap_dek<'a>(
     let DekName { kek, wrapped } = name.into();
     let wrapped = WrappedDek::parse(wrapped.to_vec())?;
     let clock = plugin.clock();
+    let mut turn = plugin.pace().turn().await;
+    // Its life begins with its first turn: in a long queue it would else be over before anybody was asked.
     let began = clock.now();
     let mut attempt: u32 = 0;
-    let mut turn = None;
     loop {
-        match &turn {
-            None => turn = Some(plugin.pace().turn().await),
-            Some(kept) => Turn::again(kept).await,
-        }
         let outage = plugin.is_outage();
         let remaining = LIFETIME.saturating_sub(clock.now().since(began));
         let patience = FIRST_ATTEMPT.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
@@ -90,9 +86,16 @@ pub(super) async fn unwrap_dek<'a>(
         }
         flight.attempt_failed(&fault);
         // Throttled, it keeps its place: the pace says when it is its turn again. Else others go first.
-        if fault.reason() != Reason::KmsThrottled {
-            turn = None;
+        if fault.reason() == Reason::KmsThrottled {
+            turn.again().await;
+        } else {
+            drop(turn);
             tokio::time::sleep(pause).await;
+            turn = plugin.pace().turn().await;
+        }
+        // A call without any time would cost the KMS as much as another one, and its failure would look like an outage.
+        if clock.now().since(began) >= LIFETIME {
+            return Err(fault);
         }
         attempt = attempt.saturating_add(1);
     }
@@ -248,5 +251,25 @@ mod tests {
         let sealed = dek(1).seal(&crate::os::OsEntropy, &aad, b"seed").unwrap();
         let envelope = crate::core::envelope::Envelope::parse(&sealed).unwrap();
         assert_eq!(**found.open(envelope, &aad).unwrap(), *b"seed");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_long_wait_for_its_turn_is_no_part_of_its_life() {
+        let kek = ScriptedKek::new("k", &[AT_ONCE]);
+        let plugin = plugin(&[&kek], |_| {});
+        let annotations = annotations("k", 1);
+        let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
+        let mut held = Vec::new();
+        for _ in 0..crate::core::limit::UNWRAPS_IN_FLIGHT_MAX {
+            held.push(plugin.pace().turn().await);
+        }
+        let uid = Uid::parse("u");
+        let asking = unwrap_dek(&plugin, &annotations, Readers::Primary, &uid, &flight);
+        let letting_go = async {
+            tokio::time::sleep(LIFETIME * 2).await;
+            held.clear();
+        };
+        let (outcome, ()) = tokio::join!(asking, letting_go);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        assert_eq!(kek.heard()[0].1, FIRST_ATTEMPT, "with the time of any other");
     }
 }

@@ -5,6 +5,7 @@ pub mod bad_plugin;
 pub mod canary;
 #[cfg(feature = "aws")]
 pub mod fake_kms;
+pub mod fault_proxy;
 pub mod grpc_go;
 #[cfg(feature = "aws")]
 pub mod hand;

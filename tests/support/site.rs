@@ -5,6 +5,7 @@
 //! test; nothing talks to anybody but this host. Readiness is waited for, never slept for.
 
 use super::fake_kms::FakeKms;
+use super::fault_proxy::FaultProxy;
 use kube_kms::api::v2::{EncryptResponse, StatusResponse};
 use kube_kms::client::kms::{KmsClient, Target};
 use std::fs::File;
@@ -40,6 +41,7 @@ pub struct Site {
     settings: String,
     listen: String,
     env: Vec<(String, String)>,
+    proxy: Option<FaultProxy>,
 }
 
 impl Site {
@@ -60,16 +62,30 @@ impl Site {
         Self::with_kek(tempdir(), KekKind::Aws(kms))
     }
 
+    /// As [`Site::aws`], with a proxy on the way to the KMS.
+    pub fn aws_behind_proxy() -> Self {
+        let mut site = Self::aws();
+        site.proxy = Some(FaultProxy::start(site.kms().address()));
+        site
+    }
+
     /// Another node with the same KEK, as another control-plane node has.
     pub fn replica(&self) -> Self {
         let mut replica = Self::with_kek(tempdir(), self.kek.clone());
         replica.settings.clone_from(&self.settings);
         replica.env.clone_from(&self.env);
+        replica.proxy.clone_from(&self.proxy);
         replica
     }
 
+    /// From now on the configuration names the KMS itself: a way around the proxy.
+    pub fn without_proxy(mut self) -> Self {
+        self.proxy = None;
+        self
+    }
+
     fn with_kek(dir: TempDir, kek: KekKind) -> Self {
-        Self { dir: Arc::new(dir), kek, settings: String::new(), listen: String::new(), env: Vec::new() }
+        Self { dir: Arc::new(dir), kek, settings: String::new(), listen: String::new(), env: Vec::new(), proxy: None }
     }
 
     /// Adds top-level YAML to the configuration: `"probe: {interval: 1s}\ncache: {ttl: 1s}\n"`.
@@ -104,6 +120,11 @@ impl Site {
         }
     }
 
+    /// The proxy on the way to the KMS, for a site that has one.
+    pub fn proxy(&self) -> &FaultProxy {
+        self.proxy.as_ref().expect("this site has a proxy")
+    }
+
     /// The keyring file, for a site that has one.
     pub fn keyring(&self) -> &Path {
         match &self.kek {
@@ -132,7 +153,8 @@ impl Site {
         let kek = match &self.kek {
             KekKind::Local(keyring) => format!("{{local: {{keyring: {}}}}}", keyring.display()),
             KekKind::Aws(kms) => {
-                format!("{{aws: {{key: {ALIAS}, region: {}, endpoint: '{}'}}}}", kms.region(), kms.url())
+                let endpoint = self.proxy.as_ref().map_or_else(|| kms.url(), FaultProxy::url);
+                format!("{{aws: {{key: {ALIAS}, region: {}, endpoint: '{endpoint}'}}}}", kms.region())
             }
         };
         let listen = if self.listen.is_empty() {

@@ -3,9 +3,9 @@
 //! Guarantees: no retries and no timeouts of the SDK's own (the caller has both); an answer without what it must have is
 //! an error. Refuses to know: which KEK may be used for what.
 //! SECURITY, what stays on the heap: our copy of an unwrapped DEK is wiped, and the DEK to wrap is copied out of locked
-//! memory once, into the SDK's request. The SDK frees without wiping: that copy, the request and answer bodies (the DEK
-//! in base64) and TLS buffers. They are short-lived, and the process writes no core dumps. At trace level the SDK logs
-//! requests; that their bodies stay out of it is the test `nothing_secret_is_logged_at_trace_level`'s to hold.
+//! memory once, into the SDK's request. That copy, the request and answer bodies (the DEK in base64) and TLS buffers are
+//! freed by the SDK as they are, and wiped then by the allocator of `memory`. At trace level the SDK logs requests; that
+//! their bodies stay out of it is the test `nothing_secret_is_logged_at_trace_level`'s to hold.
 //! SPEC: AWS KMS API Reference, Encrypt, Decrypt, DescribeKey.
 
 use super::credential::Persistent;
@@ -16,14 +16,19 @@ use crate::core::annotation::WrappedDek;
 use crate::core::context::WrapContext;
 use crate::core::dek::DekBytes;
 use crate::core::fault::Reason;
+use arc_swap::ArcSwap;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_sdk_kms::config::StalledStreamProtectionConfig;
 use aws_sdk_kms::config::retry::RetryConfig;
+use aws_sdk_kms::config::{IdentityCache, StalledStreamProtectionConfig};
+use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::KeyState;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use zeroize::Zeroizing;
 
 /// What a call returned, with AWS's id of the request.
@@ -49,8 +54,32 @@ pub(super) struct Decrypted {
 }
 
 /// A client of AWS KMS in one region.
-#[derive(Clone, Debug)]
-pub(super) struct KmsClient(aws_sdk_kms::Client);
+#[derive(Debug)]
+pub(super) struct KmsClient {
+    config: aws_sdk_kms::Config,
+    pool: ArcSwap<Pool>,
+}
+
+/// Connections, and the SDK's client around them.
+#[derive(Debug)]
+struct Pool {
+    sdk: aws_sdk_kms::Client,
+    /// Whether somebody answered, so that there may be connections to use again.
+    answered: AtomicBool,
+}
+
+impl Pool {
+    fn empty(config: &aws_sdk_kms::Config) -> Arc<Self> {
+        Arc::new(Self { sdk: aws_sdk_kms::Client::from_conf(config.clone()), answered: AtomicBool::new(false) })
+    }
+
+    /// Takes note of an answer.
+    fn note<T, E>(&self, outcome: &Result<T, SdkError<E, HttpResponse>>) {
+        if !matches!(outcome, Err(SdkError::DispatchFailure(_) | SdkError::TimeoutError(_))) {
+            self.answered.store(true, Ordering::Relaxed);
+        }
+    }
+}
 
 impl KmsClient {
     /// Builds it; nothing goes over the network before the first call.
@@ -66,14 +95,28 @@ impl KmsClient {
             .region(Region::new(region.to_owned()))
             .retry_config(RetryConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .timeout_config(timeouts);
+            .timeout_config(timeouts)
+            // Of all pools: credentials need not be fetched again with new connections.
+            .identity_cache(IdentityCache::lazy().build());
         if let Some(endpoint) = settings.endpoint() {
             config = config.endpoint_url(endpoint);
         }
         if let Some(provider) = sdk.credentials_provider() {
             config = config.credentials_provider(Persistent::new(provider));
         }
-        Self(aws_sdk_kms::Client::from_conf(config.build()))
+        let config = config.build();
+        Self { pool: ArcSwap::new(Pool::empty(&config)), config }
+    }
+
+    /// For after a call that had no answer in time: connections that were used before are not used again.
+    ///
+    /// A failover behind a NAT or a firewall that lost its state kills connections without telling anybody. Each of them would
+    /// cost one call its whole time, probes included; with sixteen that is minutes (test
+    /// `a_pool_full_of_dead_connections_is_left_behind_within_ten_seconds`). Calls on their way are not disturbed.
+    pub(super) fn leave_connections(&self) {
+        if self.pool.load().answered.swap(false, Ordering::Relaxed) {
+            self.pool.store(Pool::empty(&self.config));
+        }
     }
 
     /// Encrypts a DEK under this key (any form of name).
@@ -83,13 +126,16 @@ impl KmsClient {
         dek: &DekBytes,
         context: &WrapContext,
     ) -> Result<Answer<Encrypted>, KmsError> {
-        let call = self
-            .0
+        let pool = self.pool.load_full();
+        let call = pool
+            .sdk
             .encrypt()
             .key_id(key)
             .plaintext(Blob::new(dek.expose_bytes().to_vec()))
             .set_encryption_context(Some(pairs(context)));
-        let answer = call.send().await.map_err(|error| KmsError::from_sdk(Op::Encrypt, &error))?;
+        let sent = call.send().await;
+        pool.note(&sent);
+        let answer = sent.map_err(|error| KmsError::from_sdk(Op::Encrypt, &error))?;
         let request_id = answer.request_id().map(str::to_owned);
         let broken =
             |what: &str| KmsError::local(Op::Encrypt, Reason::Invariant, what).with_request_id(request_id.as_deref());
@@ -106,14 +152,17 @@ impl KmsClient {
         dek: &WrappedDek,
         context: &WrapContext,
     ) -> Result<Answer<Decrypted>, KmsError> {
-        let call = self
-            .0
+        let pool = self.pool.load_full();
+        let call = pool
+            .sdk
             .decrypt()
             // SECURITY: without KeyId the KMS would use whatever key the blob names, any account's.
             .key_id(key.as_str())
             .ciphertext_blob(Blob::new(dek.as_bytes()))
             .set_encryption_context(Some(pairs(context)));
-        let mut answer = call.send().await.map_err(|error| KmsError::from_sdk(Op::Decrypt, &error))?;
+        let sent = call.send().await;
+        pool.note(&sent);
+        let mut answer = sent.map_err(|error| KmsError::from_sdk(Op::Decrypt, &error))?;
         let plaintext = answer.plaintext.take().map(|blob| Zeroizing::new(blob.into_inner()));
         let request_id = answer.request_id().map(str::to_owned);
         let refuse =
@@ -128,13 +177,11 @@ impl KmsClient {
 
     /// Asks for the state of a key.
     pub(super) async fn key_state(&self, key: &str) -> Result<Answer<KeyState>, KmsError> {
-        let answer = self
-            .0
-            .describe_key()
-            .key_id(key)
-            .send()
-            .await
-            .map_err(|error| KmsError::from_sdk(Op::DescribeKey, &error))?;
+        let pool = self.pool.load_full();
+        let call = pool.sdk.describe_key().key_id(key);
+        let sent = call.send().await;
+        pool.note(&sent);
+        let answer = sent.map_err(|error| KmsError::from_sdk(Op::DescribeKey, &error))?;
         let request_id = answer.request_id().map(str::to_owned);
         let state = answer.key_metadata.and_then(|metadata| metadata.key_state).ok_or_else(|| {
             KmsError::local(Op::DescribeKey, Reason::KekUnusable, "no key state in the answer")

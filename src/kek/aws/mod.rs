@@ -133,7 +133,11 @@ impl AwsKek {
         run: impl Future<Output = Result<Answer<T>, KmsError>>,
     ) -> Result<T, Fault> {
         let watch = Stopwatch::start();
-        let error = match timed(op, key, call, call.timeout, run).await {
+        let outcome = timed(op, key, call, call.timeout, run).await;
+        if outcome.as_ref().is_err_and(|error| error.reason() == Reason::Deadline) {
+            self.client.leave_connections();
+        }
+        let error = match outcome {
             Ok(value) => return Ok(value),
             Err(error) if !error.is_about_key_state() => return Err(error.into_fault()),
             Err(error) => error,
