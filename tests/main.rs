@@ -32,6 +32,7 @@ mod contract_status;
 mod contract_transport;
 mod dek_life;
 mod fake_kms_is_honest;
+mod judge;
 mod kek_conformance;
 mod process;
 mod properties;

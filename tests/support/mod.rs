@@ -1,6 +1,7 @@
 //! What tests stand on: fakes, real peers, the real binary on a temporary socket, and the way to say that a test was
 //! skipped.
 
+pub mod apiserver_go;
 pub mod bad_plugin;
 pub mod canary;
 #[cfg(feature = "aws")]
