@@ -116,6 +116,14 @@ pub struct Storm {
     pub errors: Value,
 }
 
+impl Storm {
+    /// It was one, and nothing failed.
+    pub fn assert_unharmed(&self) {
+        assert_eq!(self.failed, 0, "of {} writes: {}", self.writes, self.errors);
+        assert!(self.writes > 1000 && self.reads == self.writes, "{self:?}");
+    }
+}
+
 /// One series of the API server's metrics.
 #[derive(Debug)]
 pub struct Sample {
