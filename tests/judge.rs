@@ -8,6 +8,7 @@ mod live;
 mod pair;
 mod replicas;
 mod rotation;
+mod whole;
 
 use crate::support::apiserver_go::{Release, built};
 use crate::support::skipped;

@@ -57,7 +57,7 @@ async fn rotated(release: Release, mut site: Site, rotate: impl Fn(&Site)) {
         if ids[0] == ids[1] && ids[0] != old {
             break ids[0].clone();
         }
-        assert!(ids.iter().any(|id| *id == old), "two new key_ids: {ids:?}");
+        assert!(ids.contains(&old), "two new key_ids: {ids:?}");
         assert!(began.elapsed() < SEEN_WITHIN, "still {ids:?} after {:?}", began.elapsed());
         tokio::time::sleep(Duration::from_millis(100)).await;
     };

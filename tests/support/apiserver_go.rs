@@ -67,27 +67,36 @@ pub async fn built() -> Result<(), String> {
 }
 
 fn build() -> Result<(), String> {
-    let lock = OpenOptions::new().create(true).append(true).open(target_dir().join("apiserver-driver.lock"));
-    let lock = lock.map_err(|e| format!("the lock of the API server driver: {e}"))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-        .map_err(|e| format!("the lock of the API server driver: {e}"))?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apiserver/driver");
-    for release in Release::ALL {
-        let mut go = Command::new("go");
-        go.current_dir(&source).env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("CGO_ENABLED", "0");
-        go.args(["build", "-mod=readonly", "-o"]).arg(binary(release));
-        if release == Release::Old {
-            go.arg("-modfile=old.mod");
-        }
-        let built = go.arg(".").stdin(Stdio::null()).output().map_err(|e| format!("no Go here: {e}"))?;
-        let said = String::from_utf8_lossy(&built.stderr);
-        if !built.status.success() {
-            let last = said.lines().last().unwrap_or("no message");
-            assert!(NOT_HERE.iter().any(|words| said.contains(words)), "the driver does not build:\n{said}");
-            return Err(format!("k8s.io/apiserver ({}) cannot be built: {last}", release.name()));
-        }
-    }
+    go_build("driver", None, Release::Newest.name())?;
+    go_build("driver", Some("old.mod"), Release::Old.name())?;
     Ok(())
+}
+
+/// Builds the module in that folder of `tests/apiserver`, and says where the binary is. One at a time, whoever asks.
+///
+/// # Errors
+/// Why it cannot be built here: no Go, or no modules.
+///
+/// # Panics
+/// When it does not compile.
+pub fn go_build(folder: &str, modfile: Option<&str>, name: &str) -> Result<PathBuf, String> {
+    let lock = OpenOptions::new().create(true).append(true).open(target_dir().join("apiserver-driver.lock"));
+    let lock = lock.map_err(|e| format!("the lock of the Go builds: {e}"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|e| format!("the lock of the Go builds: {e}"))?;
+    let binary = target_dir().join("apiserver-driver").join(name);
+    let mut go = Command::new("go");
+    go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apiserver").join(folder));
+    go.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("CGO_ENABLED", "0");
+    go.args(["build", "-mod=readonly", "-o"]).arg(&binary);
+    go.args(modfile.map(|file| format!("-modfile={file}")));
+    let built = go.arg(".").stdin(Stdio::null()).output().map_err(|e| format!("no Go here: {e}"))?;
+    if built.status.success() {
+        return Ok(binary);
+    }
+    let said = String::from_utf8_lossy(&built.stderr);
+    assert!(NOT_HERE.iter().any(|words| said.contains(words)), "{folder} does not build:\n{said}");
+    Err(format!("{folder} ({name}) cannot be built: {}", said.lines().last().unwrap_or("no message")))
 }
 
 fn binary(release: Release) -> PathBuf {

@@ -2,6 +2,7 @@
 //! skipped.
 
 pub mod apiserver_go;
+pub mod apiserver_whole;
 pub mod bad_plugin;
 pub mod canary;
 #[cfg(feature = "aws")]
