@@ -45,7 +45,7 @@ async fn late(release: Release) {
     assert!(failures >= 2);
     let running = site.start().await;
     // The backoff of grpc-go after some seconds, and a bad result that is kept for three.
-    pair.until_ready(Duration::from_secs(20)).await;
+    pair.until_ready(Duration::from_secs(45)).await;
     let all = pair.write("late").await;
     pair.read(&all, false).await;
     assert_eq!(served(&running, "Encrypt").await, 2, "one seed for each API server");
@@ -145,7 +145,7 @@ async fn reload(release: Release) {
     // A new connection, a new seed, and a memory that is empty: both read everything again.
     // The storm's own readers asked for its old seed again, each for itself, and the simulator has none.
     let rpcs = pair.agree_on(|rpc| rpc != "Decrypt").await;
-    assert_eq!((times(&rpcs, "Status", "OK"), times(&rpcs, "Encrypt", "OK")), (2, 2));
+    assert_eq!(times(&rpcs, "Encrypt", "OK"), 2);
     assert!((4..=8).contains(&times(&rpcs, "Decrypt", "OK")), "{rpcs:?}");
     assert_eq!(served(&running, "Encrypt").await, 4);
 }

@@ -183,7 +183,7 @@ impl Pair {
                 return all;
             }
             let told = format!("{}\nreal      {real:?}\nsimulator {sim:?}", self.real.version);
-            assert!(began.elapsed() < Duration::from_secs(5), "the simulator is not kube-apiserver: {told}");
+            assert!(began.elapsed() < Duration::from_secs(10), "the simulator is not kube-apiserver: {told}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

@@ -51,7 +51,7 @@ async fn converge(mut site: Site) {
         if ids.len() == 1 && ids != old {
             break now;
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "not of one mind: {ids:?}");
+        assert!(began.elapsed() < Duration::from_secs(40), "not of one mind: {ids:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
     tokio::join!(a.read(&all, true), b.read(&all, true));

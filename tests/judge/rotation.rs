@@ -16,7 +16,7 @@ scenarios! {
 }
 
 /// Our probe finds it within a second, and a health check asks again after twenty. The rest is this machine.
-const SEEN_WITHIN: Duration = Duration::from_secs(20 + 1 + 6);
+const SEEN_WITHIN: Duration = Duration::from_secs(20 + 1 + 10);
 
 async fn promoted(release: Release) {
     rotated(release, Site::local(), rotate).await;

@@ -45,7 +45,7 @@ async fn a_whole_api_server_stores_nothing_in_the_clear_follows_a_rotation_and_l
             std::thread::sleep(Duration::from_millis(200));
             key_id_of(&whole, n)
         })
-        .find(|id| *id != old || began.elapsed() > Duration::from_secs(30))
+        .find(|id| *id != old || began.elapsed() > Duration::from_secs(40))
         .unwrap();
     assert_ne!(new, old, "a rotation is seen in time");
     assert_eq!(running.until_ok().await, new);

@@ -88,7 +88,7 @@ pub fn go_build(folder: &str, modfile: Option<&str>, name: &str) -> Result<PathB
     let mut go = Command::new("go");
     go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apiserver").join(folder));
     go.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("CGO_ENABLED", "0");
-    go.args(["build", "-mod=readonly", "-o"]).arg(&binary);
+    go.args(["build", "-mod=readonly", "-buildvcs=false", "-o"]).arg(&binary);
     go.args(modfile.map(|file| format!("-modfile={file}")));
     let built = go.arg(".").stdin(Stdio::null()).output().map_err(|e| format!("no Go here: {e}"))?;
     if built.status.success() {
