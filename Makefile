@@ -39,6 +39,8 @@ lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	@if command -v go > /dev/null; then cd tests/apiserver && test -z "$$(gofmt -l . | tee /dev/stderr)" && export CGO_ENABLED=0 && (cd driver && go vet . && \
+	  go vet -modfile=old.mod .) && cd extension && go vet .; else echo "no Go: tests/apiserver is not linted"; fi
 
 fmt: ## Format
 	$(CARGO) fmt --all

@@ -33,6 +33,7 @@ mod contract_transport;
 mod dek_life;
 mod fake_kms_is_honest;
 mod fault;
+mod judge;
 mod kek_conformance;
 mod process;
 mod properties;

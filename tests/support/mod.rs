@@ -1,6 +1,8 @@
 //! What tests stand on: fakes, real peers, the real binary on a temporary socket, and the way to say that a test was
 //! skipped.
 
+pub mod apiserver_go;
+pub mod apiserver_whole;
 pub mod bad_plugin;
 pub mod canary;
 #[cfg(feature = "aws")]
