@@ -1,6 +1,7 @@
-//! docs/conformance.md and the tests say the same: every `item_NN_…` test stands in row NN, and no row names a test that
-//! is not there.
+//! docs/conformance.md, the tests and `kube-kms conformance` say the same: every `item_NN_…` test stands in row NN, no row
+//! names a test that is not there, and every row has the words and the reach that the command has.
 
+use kube_kms::client::conformance::ITEMS;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -44,4 +45,20 @@ fn every_item_test_stands_in_its_row_and_every_row_names_tests_that_are_there() 
             assert!(name.contains(&format!("_{number:0>2}_")), "{name} stands in row {number}");
         }
     }
+}
+
+#[test]
+fn the_page_has_the_words_and_the_reach_of_the_command() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/conformance.md")).unwrap();
+    let rows: Vec<(String, String, String)> = page
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            cells.get(1)?.parse::<u8>().ok()?;
+            Some((cells[1].to_owned(), cells[2].to_owned(), cells[3].to_owned()))
+        })
+        .collect();
+    let items: Vec<_> =
+        ITEMS.iter().map(|i| (i.number.to_string(), i.title.to_owned(), i.reach.label().to_owned())).collect();
+    assert_eq!(rows, items, "left: docs/conformance.md, right: src/client/conformance/item.rs");
 }

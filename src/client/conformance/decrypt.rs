@@ -3,6 +3,7 @@
 use super::session::{Caller, Check, Sealed, Session, decrypt_request, failed, not_applicable, random};
 use super::wire::{Call, DECRYPT, Trouble};
 use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptResponse};
+use crate::core::limit::CIPHERTEXT_MAX;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::encode_varint;
@@ -16,6 +17,9 @@ pub(super) async fn round_trip(session: &mut Session) -> Check {
     let caller = session.caller().await?;
     let plaintext = random(32);
     match caller.encrypt(&plaintext).await {
+        Ok(sealed) if sealed.ciphertext.is_empty() || sealed.ciphertext.len() > CIPHERTEXT_MAX => {
+            return not_applicable("kube-apiserver does not take this ciphertext (item 32)");
+        }
         Ok(sealed) => caller.opens(&Sealed { plaintext, sealed }).await?,
         Err(trouble) => return not_applicable(format!("Encrypt does not work (item 31): {trouble}")),
     }

@@ -201,7 +201,7 @@ items! {
     68, Rotation, Reach::No(PROCESS), "a replica cut off during a rotation", "";
     69, Rotation, Reach::Rotation, "rotation is seen within a bounded time", "nobody knows when a rewrite of all objects may start";
     70, Rotation, Reach::No(PROCESS), "restart between rotation and first poll", "";
-    71, Rotation, Reach::Socket, "24 hours of an API server, rotations and outages", "writes of encrypted resources fail while the plugin believes to be well";
+    71, Rotation, Reach::Socket, "24 hours of an API server, rotations and outages", "an API server stops writing, or cannot read what it wrote, while the plugin believes to be well";
     72, Lifecycle, Reach::No(PROCESS), "start with the KMS unreachable", "";
     73, Lifecycle, Reach::No(PROCESS), "stale socket", "";
     74, Lifecycle, Reach::No(PROCESS), "a second instance", "";

@@ -96,7 +96,7 @@ pub(super) async fn live(session: &mut Session) {
 fn found(session: &Session, code: FindingCode) -> Result<(), Stop> {
     let findings = session.life.iter().flat_map(|life| &life.findings);
     match findings.into_iter().find(|finding| finding.code == code) {
-        Some(finding) => failed(format!("{} ({} times)", finding.detail, finding.times)),
+        Some(finding) => failed(format!("{}: {} ({} times)", code.meaning(), finding.detail, finding.times)),
         None => Ok(()),
     }
 }

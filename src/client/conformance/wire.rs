@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// Path of Status.
 pub(super) const STATUS: &str = "/v2.KeyManagementService/Status";
@@ -118,19 +118,14 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn text(&self, name: &str) -> Option<&str> {
-        self.trailers.get(name).or_else(|| self.headers.get(name)).and_then(|value| value.to_str().ok())
-    }
-
     /// The one message in the body, or the plugin's status.
     pub(super) fn message<M: Message + Default>(&self) -> Result<M, Trouble> {
         let garbled = |why: &str| Err(Trouble::Garbled(why.to_owned()));
-        let Some(code) = self.text("grpc-status").and_then(|code| code.parse::<i32>().ok()) else {
-            return garbled("there is no grpc-status");
-        };
-        if code != 0 {
-            let message = self.text("grpc-message").unwrap_or_default().to_owned();
-            return Err(Trouble::Status(Code::from_i32(code), message));
+        let status = Status::from_header_map(&self.trailers).or_else(|| Status::from_header_map(&self.headers));
+        match status {
+            None => return garbled("there is no grpc-status"),
+            Some(status) if status.code() == Code::Ok => {}
+            Some(status) => return Err(Trouble::Status(status.code(), status.message().to_owned())),
         }
         let Some((head, body)) = self.body.split_first_chunk::<HEAD>() else { return garbled("there is no message") };
         let [flag, length @ ..] = head;
