@@ -103,8 +103,13 @@ async fn kube_kms_fails_no_item_with_the_aws_kek() {
     assert_eq!(Vec::from_iter(hand.join().unwrap()), ["outage", "restore", "rotate"]);
 }
 
-async fn judged(target: Target, timeout: Duration) -> Report {
-    let settings = Settings { target, timeout, only: None, long: false, control: None };
+/// What no vice is about, and takes most of the time.
+const SLOW: [u8; 6] = [12, 26, 36, 42, 57, 58];
+
+async fn judged(target: Target, timeout: Duration, all: bool) -> Report {
+    let quick = || ITEMS.iter().map(|i| i.number).filter(|n| !SLOW.contains(n)).collect();
+    let only = (!all).then(quick);
+    let settings = Settings { target, timeout, only, long: false, control: None };
     conformance::run(settings, Box::new(|_| {}), &mut |_| {}).await.unwrap()
 }
 
@@ -144,7 +149,7 @@ fn expected(vice: Vice) -> (&'static [u8], &'static str) {
 async fn fails_at_its_item(vice: Vice) {
     let plugin = Served::start(vice);
     let timeout = if vice == Vice::Silent { Duration::from_millis(300) } else { Duration::from_secs(20) };
-    let report = judged(plugin.target(), timeout).await;
+    let report = judged(plugin.target(), timeout, vice == Vice::None).await;
     let (items, words) = expected(vice);
     let own: Vec<u8> = failed(&report).into_iter().filter(|n| !TOY.contains(n)).collect();
     let details: Vec<_> = report.items.iter().filter(|i| i.outcome == Outcome::Failed).collect();
@@ -153,7 +158,7 @@ async fn fails_at_its_item(vice: Vice) {
         assert!(report.detail.contains(&format!("; so {}", report.item.consequence)), "{report:?}");
     }
     if let Some(first) = items.first() {
-        let detail = &report.items[usize::from(*first) - 1].detail;
+        let detail = &details.iter().find(|i| i.item.number == *first).unwrap().detail;
         assert!(detail.contains(words), "{detail}");
     } else {
         assert_eq!(failed(&report), TOY);

@@ -62,3 +62,19 @@ fn the_page_has_the_words_and_the_reach_of_the_command() {
         ITEMS.iter().map(|i| (i.number.to_string(), i.title.to_owned(), i.reach.label().to_owned())).collect();
     assert_eq!(rows, items, "left: docs/conformance.md, right: src/client/conformance/item.rs");
 }
+
+#[test]
+fn the_page_on_compatibility_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/compatibility.md")).unwrap();
+    let mut files = Vec::new();
+    rust_files(&root.join("tests"), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let is_test =
+        |word: &&str| word.matches('_').count() > 3 && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 8, "found only {named:?}");
+    for name in named {
+        assert!(code.contains(&format!("fn {name}(")), "{name} is on the page and no test");
+    }
+}
