@@ -5,14 +5,19 @@ use crate::cli::transcript::run;
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::fake_kms::Failure;
 use crate::support::site::{ALIAS, BINARY, Running, Site};
+use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use kube_kms::api::v2::{
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+};
 use kube_kms::client::conformance::{self, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings};
 use kube_kms::client::kms::Target;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tonic::{Request, Response, Status};
 
 /// A command of this text for `--kms-control`.
 fn script(site: &Site, body: &str) -> String {
@@ -200,6 +205,65 @@ vices! {
     short_bytes_fail_item_45: ShortBytes;
     a_forgetful_plugin_fails_item_45: Forgetful;
     a_silent_plugin_fails_item_1: Silent;
+}
+
+/// What the vices do not have: a key_id that tells, a seed in the open, an address in a message, a code that says nothing,
+/// few streams.
+struct Leaky;
+
+#[tonic::async_trait]
+impl KeyManagementService for Leaky {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let (version, healthz) = ("v2".to_owned(), "ok".to_owned());
+        Ok(Response::new(StatusResponse { version, healthz, key_id: "https://vault.example/key 1".to_owned() }))
+    }
+
+    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
+        if request.get_ref().uid.is_empty() {
+            // Longer than anybody waits.
+            std::future::pending::<()>().await;
+        }
+        let key_id = "https://vault.example/key 1".to_owned();
+        let ciphertext = request.get_ref().plaintext.clone();
+        Ok(Response::new(EncryptResponse { ciphertext, key_id, annotations: BTreeMap::new() }))
+    }
+
+    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
+        let plaintext = request.get_ref().ciphertext.clone();
+        if plaintext.len() == 32 {
+            return Ok(Response::new(DecryptResponse { plaintext }));
+        }
+        Err(Status::unknown("dial tcp 10.0.0.1:443: connection refused"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leaky_plugin_with_few_streams_fails_the_items_about_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("kms.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let connections = futures_util::stream::unfold(listener, async |listener| {
+        Some((listener.accept().await.map(|(stream, _)| stream), listener))
+    });
+    let mut builder = tonic::transport::Server::builder().max_concurrent_streams(100);
+    let server = builder.add_service(KeyManagementServiceServer::new(Leaky));
+    let serving = tokio::spawn(server.serve_with_incoming(Box::pin(connections)));
+    let report = judged(Target::File(socket), Duration::from_secs(2), false).await;
+    serving.abort();
+    let of = |n: u8| report.items.iter().find(|i| i.item.number == n).unwrap();
+    for (number, words) in [
+        (13, "its SETTINGS allow 100 streams at once"),
+        (25, "blanks"),
+        (37, "the plaintext is in ciphertext"),
+        (38, "no answer within the deadline"),
+        (39, "Decrypt failed: Unknown"),
+        (51, "flipped bits were not noticed (in ciphertext, key_id)"),
+        (55, "a message that begins \"dial tcp 10.0.0.1:443: connection refuse\" has an address in it"),
+        (61, "Decrypt failed: Unknown"),
+        (86, "had the code Unknown"),
+    ] {
+        assert!(of(number).outcome == Outcome::Failed && of(number).detail.contains(words), "{:?}", of(number));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

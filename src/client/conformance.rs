@@ -30,10 +30,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Encrypts of one run at most.
-pub const ENCRYPTS_MAX: u64 = 3_500;
-/// Decrypts of one run at most.
-pub const DECRYPTS_MAX: u64 = 6_500;
+/// Encrypts of one run at most: some 1,100, and more while a rotation or a recovery is waited for.
+pub const ENCRYPTS_MAX: u64 = 4_000;
+/// Decrypts of one run at most, likewise.
+pub const DECRYPTS_MAX: u64 = 4_000;
 
 /// Items that look back on the whole run.
 const LAST: [u8; 7] = [17, 55, 64, 65, 66, 71, 86];

@@ -4,12 +4,15 @@ use super::session::{Caller, Check, Sealed, Session, Stop, failed, not_applicabl
 use super::wire::{Call, ENCRYPT};
 use crate::api::v2::{EncryptRequest, EncryptResponse};
 use crate::client::limit::{self, Violation};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
 const DISTINCT: usize = 1000;
 const AT_ONCE: usize = 50;
+
+/// Ciphertext, key_id, annotations.
+type Triple = (Vec<u8>, String, BTreeMap<String, Vec<u8>>);
 
 /// One Encrypt, for checks on what it returns.
 async fn sealed(caller: &Caller) -> Result<Sealed, Stop> {
@@ -75,7 +78,7 @@ pub(super) async fn twice(session: &mut Session) -> Check {
 pub(super) async fn distinct(session: &mut Session) -> Check {
     session.value().await?;
     let caller = session.caller().await?;
-    let mut seen: HashSet<(Vec<u8>, String, Vec<(String, Vec<u8>)>)> = HashSet::new();
+    let mut seen: HashSet<Triple> = HashSet::new();
     for _ in 0..DISTINCT.div_euclid(AT_ONCE) {
         let mut calls = JoinSet::new();
         for _ in 0..AT_ONCE {
@@ -84,7 +87,7 @@ pub(super) async fn distinct(session: &mut Session) -> Check {
         }
         for answer in calls.join_all().await {
             let sealed: EncryptResponse = answer.or_else(|t| failed(format!("one of {DISTINCT} Encrypts: {t}")))?;
-            if !seen.insert((sealed.ciphertext, sealed.key_id, sealed.annotations.into_iter().collect())) {
+            if !seen.insert((sealed.ciphertext, sealed.key_id, sealed.annotations)) {
                 return failed("two plaintexts gave one and the same value");
             }
         }

@@ -33,10 +33,7 @@ struct Watched {
 }
 
 impl Watched {
-    fn note<'a, M: 'a>(&'a self, rpc: Rpc, call: RpcFuture<'a, M>) -> RpcFuture<'a, M>
-    where
-        M: Send,
-    {
+    fn note<'a, M: Send + 'a>(&'a self, rpc: Rpc, call: RpcFuture<'a, M>) -> RpcFuture<'a, M> {
         Box::pin(async move {
             let answer: Result<M, Status> = call.await;
             self.witness.lock().unwrap_or_else(PoisonError::into_inner).answered(rpc, &answer);
