@@ -20,7 +20,8 @@ The items are those of docs/conformance.md, 1 to 88. Nothing is changed but by -
 about 1,200 Encrypts and as many Decrypts, never more than 4,000 of each, some 300 of them with altered values that must be \
 refused; it takes half a minute. Think twice before running it against a plugin whose KMS bills or limits every call.\n\n\
 --kms-control runs CMD (no shell: a program and arguments, split on blanks) with one argument more: `rotate` makes the \
-KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s.\n\n\
+KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. Whoever \
+interrupts a run during an outage runs `CMD restore` by hand.\n\n\
 Exit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
 pub(super) struct Arguments {
     /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
