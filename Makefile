@@ -6,10 +6,10 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 SKIPPED := $(CURDIR)/target/tests-skipped.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fmt bench deny presubmit clean
+.PHONY: help run build test e2e lint fmt bench deny presubmit clean
 
 help: ## Say what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(KUBE_KMS) $(RUN_DIR)/config.yaml $(RUN_DIR)/keyring.json ## Serve on the embedded `local` KEK under ./.kube-kms and say what to do next
 	@$(KUBE_KMS) serve --config $(RUN_DIR)/config.yaml --print-setup
@@ -33,6 +33,9 @@ test: ## Run every test; installs what it needs; counts what it skips
 	$(CARGO) test --locked --no-fail-fast
 	@if [ -s $(SKIPPED) ]; then echo "skipped, with the reason above:"; sort $(SKIPPED) | uniq; \
 	  echo "skipped tests: $$(sort -u $(SKIPPED) | wc -l)"; else echo "skipped tests: 0"; fi
+
+e2e: $(KUBE_KMS) ## Run under the kube-apiserver and etcd that are in the folder KUBEBUILDER_ASSETS; skipped when it is not set
+	@KUBE_KMS=$(KUBE_KMS) python3 tests/e2e/run.py
 
 lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check

@@ -7,5 +7,5 @@
 mod check;
 mod keyring;
 mod probe;
-mod transcript;
+pub mod transcript;
 mod usage;

@@ -1,6 +1,7 @@
-//! docs/conformance.md and the tests say the same: every `item_NN_…` test stands in row NN, and no row names a test that
-//! is not there. Nor does docs/failure-modes.md.
+//! docs/conformance.md, the tests and `kube-kms conformance` say the same: every `item_NN_…` test stands in row NN, no row
+//! names a test that is not there, and every row has the words and the reach that the command has.
 
+use kube_kms::client::conformance::ITEMS;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -65,4 +66,36 @@ fn every_test_that_the_failure_modes_name_is_there() {
         .filter(|name| !["fn {}(", "{}: "].iter().any(|form| sources.contains(&form.replace("{}", name))))
         .collect();
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn the_page_has_the_words_and_the_reach_of_the_command() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/conformance.md")).unwrap();
+    let rows: Vec<(String, String, String)> = page
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            cells.get(1)?.parse::<u8>().ok()?;
+            Some((cells[1].to_owned(), cells[2].to_owned(), cells[3].to_owned()))
+        })
+        .collect();
+    let items: Vec<_> =
+        ITEMS.iter().map(|i| (i.number.to_string(), i.title.to_owned(), i.reach.label().to_owned())).collect();
+    assert_eq!(rows, items, "left: docs/conformance.md, right: src/client/conformance/item.rs");
+}
+
+#[test]
+fn the_page_on_compatibility_names_tests_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/compatibility.md")).unwrap();
+    let mut files = Vec::new();
+    rust_files(&root.join("tests"), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let is_test =
+        |word: &&str| word.matches('_').count() > 3 && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let named: Vec<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 8, "found only {named:?}");
+    for name in named {
+        assert!(code.contains(&format!("fn {name}(")), "{name} is on the page and no test");
+    }
 }

@@ -23,6 +23,7 @@ mod apiserver_simulator;
 mod architecture;
 mod canary;
 mod cli;
+mod conformance_command;
 mod conformance_doc;
 mod contract_decrypt;
 mod contract_encrypt;

@@ -3,12 +3,15 @@
 //! One file per command. Secrets never come in by argument: only by file or by the environment of a KMS's own SDK.
 
 pub mod check;
+pub mod conformance;
 pub mod exit;
 pub mod keyring;
 pub mod output;
 pub mod probe;
 pub mod serve;
 
+use crate::client::kms::Target;
+use crate::transport::address::{Place, SocketAddress};
 use clap::{CommandFactory, Parser, Subcommand};
 use exit::{Exit, Failure};
 use std::process::ExitCode;
@@ -36,6 +39,8 @@ enum Command {
     Check(check::Arguments),
     /// Send one Status, Encrypt and Decrypt to a plugin, as kube-apiserver would
     Probe(probe::Arguments),
+    /// Check a plugin against the conformance list, item by item, through its socket
+    Conformance(conformance::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print a completion script for a shell
@@ -72,6 +77,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Serve(arguments) => serve::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -88,6 +94,19 @@ fn configuration_failure(error: &crate::config::ConfigError) -> Failure {
     let plural = if count == 1 { "" } else { "s" };
     let failure = Failure::new(Exit::Configuration, format!("the configuration has {count} mistake{plural}"));
     error.to_string().lines().fold(failure, Failure::cause).hint(CONFIGURATION_HINT)
+}
+
+/// Where a plugin listens, from `--socket`.
+fn socket(text: &str) -> Result<(SocketAddress, Target), Failure> {
+    let base = std::env::current_dir().unwrap_or_default();
+    let address = SocketAddress::parse(text, &base).map_err(|e| {
+        Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e).hint(SOCKET_HINT)
+    })?;
+    let target = match address.place() {
+        Place::File(path) => Target::File(path.to_owned()),
+        Place::Abstract(name) => Target::Abstract(name.to_owned()),
+    };
+    Ok((address, target))
 }
 
 /// A runtime for one command.

@@ -1,7 +1,7 @@
 //! The only place that prints. A reader that went away (`| head`) is not an error.
 
 use serde::Serialize;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -32,4 +32,13 @@ pub fn json(value: &impl Serialize) {
 /// Prints what went wrong to stderr.
 pub fn error(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Shows what a long command is at, on stderr when that is a terminal. The next text takes its place; an empty one clears
+/// the line.
+pub fn progress(text: &str) {
+    let mut stderr = io::stderr().lock();
+    if stderr.is_terminal() {
+        let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
+    }
 }

@@ -8,7 +8,7 @@ use crate::client::limit;
 use crate::core::dek::DekBytes;
 use crate::core::key_id::KeyId;
 use crate::os::{OsEntropy, Stopwatch};
-use crate::transport::address::{Place, SocketAddress};
+use crate::transport::address::SocketAddress;
 use clap::Args;
 use serde::Serialize;
 use std::time::Duration;
@@ -84,13 +84,8 @@ struct DecryptReport {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let base = std::env::current_dir().unwrap_or_default();
-    let address = SocketAddress::parse(&arguments.socket, &base).map_err(|e| {
-        Failure::new(Exit::Usage, "--socket is not the address of a unix socket")
-            .because(&e)
-            .hint(crate::cli::SOCKET_HINT)
-    })?;
-    let report = super::runtime()?.block_on(probe(&address, arguments.timeout))?;
+    let (address, target) = super::socket(&arguments.socket)?;
+    let report = super::runtime()?.block_on(probe(&address, target, arguments.timeout))?;
     match arguments.output {
         Format::Json => output::json(&report),
         Format::Text => print(&report),
@@ -98,11 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(if report.problems.is_empty() { Exit::Done } else { Exit::VerificationFailed })
 }
 
-async fn probe(address: &SocketAddress, timeout: Duration) -> Result<Report, Failure> {
-    let target = match address.place() {
-        Place::File(path) => Target::File(path.to_owned()),
-        Place::Abstract(name) => Target::Abstract(name.to_owned()),
-    };
+async fn probe(address: &SocketAddress, target: Target, timeout: Duration) -> Result<Report, Failure> {
     let mut client = KmsClient::connect(target, timeout).await.map_err(|e| {
         Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
             .because(&e)

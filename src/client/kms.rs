@@ -24,7 +24,7 @@ pub enum Target {
 
 impl Target {
     /// Connects, blocking: a unix socket answers at once or not at all.
-    fn connect(&self) -> io::Result<UnixStream> {
+    pub(super) fn connect(&self) -> io::Result<UnixStream> {
         let stream = match self {
             Self::File(path) => StdUnixStream::connect(path)?,
             Self::Abstract(name) => StdUnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?,

@@ -4,11 +4,12 @@ use super::transcript::run;
 use crate::support::site::{BINARY, Site};
 use std::process::Stdio;
 
-const HELP: [&[&str]; 13] = [
+const HELP: [&[&str]; 14] = [
     &["--help"],
     &["serve", "--help"],
     &["check", "--help"],
     &["probe", "--help"],
+    &["conformance", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],
@@ -67,6 +68,9 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["check", "--output", "yaml"],
         &["probe"],
         &["probe", "--socket", "/x", "--timeout", "soon"],
+        &["conformance"],
+        &["conformance", "--socket", "/x", "--only", "89"],
+        &["conformance", "--socket", "/x", "--kms-control", " "],
         &["keyring"],
         &["keyring", "init"],
         &["keyring", "promote", "--file", "x"],

@@ -1,0 +1,124 @@
+//! `kube-kms conformance`: the conformance list against any KMS v2 plugin, as a table or as JSON.
+
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::output::{self, Format};
+use crate::client::conformance::{
+    self, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
+};
+use clap::Args;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Columns of the title in the table.
+const TITLE_WIDTH: usize = 56;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  kube-kms conformance --socket unix:///run/kube-kms/kms.sock\n  \
+kube-kms conformance --socket unix:///@kms --only 1,3,31 --output json\n  \
+kube-kms conformance --socket /run/kms.sock --kms-control '/usr/local/bin/test-kms prod'\n\n\
+The items are those of docs/conformance.md, 1 to 88. Nothing is changed but by --kms-control. A run makes \
+about 1,200 Encrypts and as many Decrypts, never more than 4,000 of each, some 300 of them with altered values that must be \
+refused; it takes half a minute. Think twice before running it against a plugin whose KMS bills or limits every call.\n\n\
+--kms-control runs CMD (no shell: a program and arguments, split on blanks) with one argument more: `rotate` makes the \
+KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. Whoever \
+interrupts a run during an outage runs `CMD restore` by hand.\n\n\
+Exit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
+pub(super) struct Arguments {
+    /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
+    #[arg(long, value_name = "SOCKET", env = "KUBE_KMS_SOCKET")]
+    socket: String,
+    /// Deadline of each call, as `timeout` in the EncryptionConfiguration
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    output: Format,
+    /// These items and no other
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = number)]
+    only: Option<Vec<u8>>,
+    /// Also items that take more than a minute (9)
+    #[arg(long)]
+    long: bool,
+    /// What rotates the key and takes the KMS away, for items 20, 28, 40, 59, 60, 63 and 69
+    #[arg(long, value_name = "CMD", value_parser = control)]
+    kms_control: Option<CommandControl>,
+}
+
+fn number(text: &str) -> Result<u8, String> {
+    let number = text.trim().parse().ok().filter(|n| Item::of(*n).is_some());
+    number.ok_or_else(|| "the items are 1 to 88".to_owned())
+}
+
+fn control(text: &str) -> Result<CommandControl, String> {
+    CommandControl::parse(text).ok_or_else(|| "there is no program in it".to_owned())
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let (address, target) = super::socket(&arguments.socket)?;
+    let settings = Settings {
+        target,
+        timeout: arguments.timeout,
+        only: arguments.only.as_ref().map(|only| only.iter().copied().collect()),
+        long: arguments.long,
+        control: arguments.kms_control.clone().map(|control| Arc::new(control) as Arc<dyn KmsControl>),
+    };
+    let mut ended = 0_usize;
+    let mut done = |report: &ItemReport| {
+        ended = ended.saturating_add(1);
+        output::progress(&format!("{ended} items done; {} {}", report.item.number, report.title));
+    };
+    let waiting = Box::new(|what: &str| output::progress(&format!("waiting: {what}")));
+    let result = super::runtime()?.block_on(conformance::run(settings, waiting, &mut done));
+    output::progress("");
+    let report = result.map_err(|e| {
+        Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
+            .because(&e.0)
+            .hint("is the plugin running, and may this user open its socket?")
+    })?;
+    match arguments.output {
+        Format::Json => output::json(&report),
+        Format::Text => print(&report),
+    }
+    Ok(if report.totals.failed == 0 { Exit::Done } else { Exit::VerificationFailed })
+}
+
+fn print(report: &Report) {
+    for section in Section::ALL {
+        let items: Vec<&ItemReport> = report.items.iter().filter(|r| r.item.section == section).collect();
+        if items.is_empty() {
+            continue;
+        }
+        let count = |outcome| items.iter().filter(|r| r.outcome == outcome).count();
+        output::line(format!(
+            "{}: {} passed, {} failed, {} not applicable",
+            section.title(),
+            count(Outcome::Passed),
+            count(Outcome::Failed),
+            count(Outcome::NotApplicable)
+        ));
+        for report in items {
+            print_item(report);
+        }
+        output::line("");
+    }
+    let Totals { passed, failed, not_applicable, statuses, encrypts, decrypts } = report.totals;
+    output::line(format!("{passed} passed, {failed} failed, {not_applicable} not applicable"));
+    output::line(format!("calls made: {statuses} Status, {encrypts} Encrypt, {decrypts} Decrypt"));
+}
+
+fn print_item(report: &ItemReport) {
+    let outcome = match report.outcome {
+        Outcome::Passed => "passed",
+        Outcome::Failed => "FAILED",
+        Outcome::NotApplicable => "n/a",
+    };
+    let title = report.title;
+    // A title that is longer has its detail on the next line.
+    let gap = if title.chars().count() > TITLE_WIDTH {
+        format!("\n{:13}", "")
+    } else {
+        " ".repeat(TITLE_WIDTH.saturating_sub(title.chars().count()))
+    };
+    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, report.detail);
+    output::line(line.trim_end());
+}

@@ -1,0 +1,283 @@
+//! The conformance list, run against any KMS v2 plugin through its socket.
+//!
+//! Guarantees: every item that was asked for gets exactly one outcome, and a reason wherever it is not `passed`; no key is
+//! changed, at most [`ENCRYPTS_MAX`] Encrypts and [`DECRYPTS_MAX`] Decrypts are made; the KMS is only touched through the
+//! caller's own [`KmsControl`]. Refuses to know which plugin it is. SPEC: docs/conformance.md, items 1 to 88.
+
+mod control;
+mod decrypt;
+mod encrypt;
+mod item;
+mod outage;
+mod raw;
+mod rotation;
+mod session;
+mod status;
+mod transport;
+mod wire;
+
+pub use control::{Act, ActFuture, COMMAND_LIMIT, CommandControl, KmsControl};
+pub use item::{ITEMS, Item, Reach, Section};
+pub use rotation::ROTATION_LIMIT;
+
+use crate::client::apiserver::FindingCode;
+use crate::client::kms::Target;
+use crate::client::plugin::Rpc;
+use crate::os::Stopwatch;
+use serde::Serialize;
+use session::{Check, Session, Stop, failed, not_applicable};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Encrypts of one run at most: some 1,100, and more while a rotation or a recovery is waited for.
+pub const ENCRYPTS_MAX: u64 = 4_000;
+/// Decrypts of one run at most, likewise.
+pub const DECRYPTS_MAX: u64 = 4_000;
+
+/// Items that look back on the whole run.
+const LAST: [u8; 7] = [17, 55, 64, 65, 66, 71, 86];
+/// Items that look back on the simulated hour.
+const OF_THE_HOUR: [u8; 5] = [17, 64, 65, 66, 71];
+
+/// What to run.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where the plugin listens.
+    pub target: Target,
+    /// How long each call may take.
+    pub timeout: Duration,
+    /// These items and no other; all when `None`.
+    pub only: Option<BTreeSet<u8>>,
+    /// Whether items that take more than a minute are run.
+    pub long: bool,
+    /// Who rotates the key and takes the KMS away.
+    pub control: Option<Arc<dyn KmsControl>>,
+}
+
+/// How an item ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It holds, as far as it was checked.
+    Passed,
+    /// It does not.
+    Failed,
+    /// It was not checked.
+    NotApplicable,
+}
+
+/// One item and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ItemReport {
+    /// Which.
+    pub item: Item,
+    /// What must hold.
+    pub title: &'static str,
+    /// Whether it does.
+    pub outcome: Outcome,
+    /// What was measured; or what was seen and what kube-apiserver does about it; or why it was not checked.
+    pub detail: String,
+    /// How long it took.
+    pub millis: u64,
+}
+
+/// How often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Items that hold.
+    pub passed: usize,
+    /// Items that do not.
+    pub failed: usize,
+    /// Items that were not checked.
+    pub not_applicable: usize,
+    /// Status calls made.
+    pub statuses: u64,
+    /// Encrypt calls made.
+    pub encrypts: u64,
+    /// Decrypt calls made, those with altered values included.
+    pub decrypts: u64,
+}
+
+/// The whole run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// By number.
+    pub items: Vec<ItemReport>,
+    /// Counted.
+    pub totals: Totals,
+}
+
+/// Nobody answers on the socket.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody answers on the socket")]
+pub struct Unreachable(#[source] pub std::io::Error);
+
+/// Runs the list. `waiting` is told what is waited for, `done` each item as it ends (not in their order).
+///
+/// # Errors
+/// When nobody takes a connection on the socket. Whoever takes one and never answers fails item 1.
+///
+/// # Cancel safety
+/// Not cancel safe: an outage may not have been ended.
+pub async fn run(
+    settings: Settings,
+    waiting: Box<dyn Fn(&str) + Send + Sync>,
+    done: &mut (dyn FnMut(&ItemReport) + Send),
+) -> Result<Report, Unreachable> {
+    let Settings { target, timeout, only, long, control } = settings;
+    drop(target.connect().map_err(Unreachable)?);
+    let chosen: Vec<&Item> =
+        ITEMS.iter().filter(|item| only.as_ref().is_none_or(|only| only.contains(&item.number))).collect();
+    let mut session = Session::new(target, timeout, control, waiting);
+    if chosen.iter().any(|item| OF_THE_HOUR.contains(&item.number)) {
+        rotation::live(&mut session).await;
+    }
+    let mut items = Vec::with_capacity(chosen.len());
+    let (last, first): (Vec<&Item>, Vec<&Item>) = chosen.into_iter().partition(|item| LAST.contains(&item.number));
+    let mut dumb = false;
+    for item in first.into_iter().chain(last) {
+        let watch = Stopwatch::start();
+        let check = if dumb && !matches!(item.reach, Reach::No(_)) {
+            not_applicable("Status does not answer (item 1)")
+        } else {
+            check(item, &mut session, long).await
+        };
+        dumb |= item.number == 1 && matches!(check, Err(Stop::Failed(_)));
+        let report = report(*item, check, watch.elapsed());
+        done(&report);
+        items.push(report);
+    }
+    items.sort_by_key(|report| report.item.number);
+    let totals = totals(&items, &session);
+    Ok(Report { items, totals })
+}
+
+fn report(item: Item, check: Check, took: Duration) -> ItemReport {
+    let (outcome, detail) = match check {
+        Ok(detail) => (Outcome::Passed, detail),
+        Err(Stop::Failed(seen)) => (Outcome::Failed, format!("{seen}; so {}", item.consequence)),
+        Err(Stop::NotApplicable(why)) => (Outcome::NotApplicable, why),
+    };
+    let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    ItemReport { item, title: item.title, outcome, detail, millis }
+}
+
+fn totals(items: &[ItemReport], session: &Session) -> Totals {
+    let count = |outcome| items.iter().filter(|report| report.outcome == outcome).count();
+    let witness = session.witness();
+    let calls = |rpc| witness.calls.get(&rpc).copied().unwrap_or(0);
+    Totals {
+        passed: count(Outcome::Passed),
+        failed: count(Outcome::Failed),
+        not_applicable: count(Outcome::NotApplicable),
+        statuses: calls(Rpc::Status),
+        encrypts: calls(Rpc::Encrypt),
+        decrypts: calls(Rpc::Decrypt),
+    }
+}
+
+async fn check(item: &Item, session: &mut Session, long: bool) -> Check {
+    match item.reach {
+        Reach::No(why) => not_applicable(why),
+        Reach::Long if !long => not_applicable("takes more than a minute: --long"),
+        _ => match item.section {
+            Section::Transport => transport_section(item.number, session).await,
+            Section::Status => status_section(item.number, session).await,
+            Section::Encrypt => encrypt_section(item.number, session).await,
+            Section::Decrypt => decrypt_section(item.number, session).await,
+            Section::Rotation => rotation_section(item.number, session).await,
+            Section::Lifecycle | Section::Observability => codes(session),
+        },
+    }
+}
+
+async fn transport_section(number: u8, session: &mut Session) -> Check {
+    match number {
+        1 | 2 => transport::status_over_http2(session).await,
+        3 => transport::path_as_authority(session).await,
+        4 => transport::name_as_authority(session).await,
+        5 => transport::strange_headers(session).await,
+        6 => transport::unknown_methods(session).await,
+        8 => transport::two_clients(session).await,
+        9 => transport::idle(session).await,
+        11 => transport::short_deadline(session).await,
+        12 => transport::cancelled(session).await,
+        13 => transport::parallel_streams(session).await,
+        _ => transport::malformed(session).await,
+    }
+}
+
+async fn status_section(number: u8, session: &mut Session) -> Check {
+    match number {
+        16 => status::version(session).await,
+        17 => status::version_never_changed(session),
+        19 => status::healthz(session).await,
+        20 => outage::status_goes_on(session).await,
+        22 => status::key_id_length(session).await,
+        25 => status::key_id_shows_nothing(session).await,
+        26 => transport::polls(session).await,
+        _ => outage::ok_again(session).await,
+    }
+}
+
+async fn encrypt_section(number: u8, session: &mut Session) -> Check {
+    match number {
+        31 => encrypt::key_id_is_that_of_status(session).await,
+        32 => encrypt::limits(session, encrypt::is_about_ciphertext).await,
+        33 => encrypt::limits(session, encrypt::is_about_names).await,
+        34 => encrypt::limits(session, encrypt::is_about_size).await,
+        35 => encrypt::twice(session).await,
+        36 => encrypt::distinct(session).await,
+        37 => encrypt::plaintext_is_not_in_the_answer(session).await,
+        38 => encrypt::empty_uid(session).await,
+        39 => encrypt::sizes(session).await,
+        40 => outage::encrypt_makes_nothing_up(session).await,
+        42 => encrypt::mismatch_loop(session).await,
+        _ => encrypt::three_clients(session).await,
+    }
+}
+
+async fn decrypt_section(number: u8, session: &mut Session) -> Check {
+    match number {
+        45 => decrypt::round_trip(session).await,
+        50 => decrypt::foreign_key_id(session).await,
+        51 => decrypt::flipped_bits(session).await,
+        52 => decrypt::annotations(session).await,
+        53 => decrypt::order(session).await,
+        54 => decrypt::odd_ciphertexts(session).await,
+        55 => decrypt::messages_show_nothing(session),
+        57 => decrypt::equal(session).await,
+        58 => decrypt::first_goes_away(session).await,
+        59 => outage::seen_before(session).await,
+        60 => outage::not_seen_before(session).await,
+        61 => decrypt::short_plaintexts(session).await,
+        _ => decrypt::empty_uid(session).await,
+    }
+}
+
+async fn rotation_section(number: u8, session: &mut Session) -> Check {
+    match number {
+        63 => rotation::one_transition(session).await,
+        64 => rotation::not_seen(session, FindingCode::KeyIdFlipFlop),
+        65 => rotation::not_seen(session, FindingCode::KeyIdCameBack),
+        66 => rotation::not_seen(session, FindingCode::EncryptFailedAfterNewKeyId),
+        69 => rotation::seen_in_time(session).await,
+        _ => rotation::an_hour(session),
+    }
+}
+
+/// Item 86, over the whole run.
+fn codes(session: &Session) -> Check {
+    let witness = session.witness();
+    let unknown = witness.codes.get(&i32::from(tonic::Code::Unknown)).copied().unwrap_or(0);
+    if unknown > 0 {
+        return failed(format!("{unknown} refusals had the code Unknown"));
+    }
+    if witness.codes.is_empty() {
+        return not_applicable("nothing was refused in this run");
+    }
+    let names: Vec<String> = witness.codes.keys().map(|c| format!("{:?}", tonic::Code::from_i32(*c))).collect();
+    Ok(names.join(", "))
+}

@@ -1,0 +1,154 @@
+//! An outage of the KMS on demand: items 20, 28, 40, 59 and 60.
+//!
+//! Guarantees: the KMS is restored whatever was seen meanwhile.
+
+use super::control::Act;
+use super::session::{Caller, Check, Sealed, Session, Stop, altered, failed, not_applicable, random};
+use super::wire::Trouble;
+use crate::os::Stopwatch;
+use std::time::Duration;
+
+/// How long it lasts.
+const LASTS: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
+/// How long after it `ok` may take.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(90);
+
+/// How one kind of call went.
+#[derive(Clone, Debug)]
+enum Went {
+    Served,
+    Refused(String),
+    Badly(String),
+}
+
+/// What an outage showed.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    status: Went,
+    healthz: String,
+    encrypt: Went,
+    known: Went,
+    unknown: Went,
+    back_after: Option<Duration>,
+}
+
+async fn outage(session: &mut Session) -> Result<Seen, Stop> {
+    if let Some(seen) = &session.outage {
+        return Ok(seen.clone());
+    }
+    let Some(control) = session.control.clone() else { return not_applicable("needs --kms-control") };
+    let value = session.value().await?;
+    let caller = session.caller().await?;
+    let key_id = caller.status().await.or_else(|t| failed(format!("Status before the outage: {t}")))?.key_id;
+    (session.waiting)("an outage of the KMS");
+    if let Err(why) = control.act(Act::Outage).await {
+        // It may have been done in part.
+        let _ = control.act(Act::Restore).await;
+        return not_applicable(why);
+    }
+    let (status, healthz) = poll(&caller, &key_id).await;
+    let encrypt = encrypt(&caller).await;
+    let known = judge(caller.decrypt(&value.sealed).await, &value.plaintext);
+    let unknown = judge(caller.decrypt(&altered(&value.sealed)).await, &value.plaintext);
+    if let Err(why) = control.act(Act::Restore).await {
+        return failed(format!("the KMS was not restored, do it by hand: {why}"));
+    }
+    (session.waiting)("the recovery (90 s at most)");
+    let back_after = recovery(&caller, &value).await;
+    let seen = Seen { status, healthz, encrypt, known, unknown, back_after };
+    session.outage = Some(seen.clone());
+    Ok(seen)
+}
+
+/// Status, for as long as it lasts; and the last healthz.
+async fn poll(caller: &Caller, key_id: &str) -> (Went, String) {
+    let watch = Stopwatch::start();
+    let mut healthz = String::new();
+    while watch.elapsed() < LASTS {
+        match caller.status().await {
+            Err(trouble) => return (Went::Badly(format!("Status: {trouble}")), healthz),
+            Ok(status) if status.key_id != key_id => {
+                return (Went::Badly("Status.key_id changed".to_owned()), status.healthz);
+            }
+            Ok(status) => healthz = status.healthz,
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    (Went::Served, healthz)
+}
+
+async fn encrypt(caller: &Caller) -> Went {
+    let plaintext = random(32);
+    match caller.encrypt(&plaintext).await {
+        Ok(sealed) => judge(caller.decrypt(&sealed).await, &plaintext),
+        Err(trouble) if trouble.is_refusal() => Went::Refused(trouble.to_string()),
+        Err(trouble) => Went::Badly(trouble.to_string()),
+    }
+}
+
+fn judge(answer: Result<Vec<u8>, Trouble>, plaintext: &[u8]) -> Went {
+    match answer {
+        Ok(opened) if opened == plaintext => Went::Served,
+        Ok(opened) => Went::Badly(format!("it returned {} other bytes", opened.len())),
+        Err(trouble) if trouble.is_refusal() => Went::Refused(trouble.to_string()),
+        Err(trouble) => Went::Badly(trouble.to_string()),
+    }
+}
+
+async fn recovery(caller: &Caller, value: &Sealed) -> Option<Duration> {
+    let watch = Stopwatch::start();
+    while watch.elapsed() < RECOVERY_LIMIT {
+        let ok = caller.status().await.is_ok_and(|status| status.healthz == "ok");
+        if ok && caller.encrypt(&value.plaintext).await.is_ok() && caller.opens(value).await.is_ok() {
+            return Some(watch.elapsed());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    None
+}
+
+/// Item 20.
+pub(super) async fn status_goes_on(session: &mut Session) -> Check {
+    let seen = outage(session).await?;
+    match seen.status {
+        Went::Served => Ok(format!("for 5 s; key_id unchanged, healthz {:?}", seen.healthz)),
+        Went::Refused(why) | Went::Badly(why) => failed(format!("with the KMS away: {why}")),
+    }
+}
+
+/// Item 28.
+pub(super) async fn ok_again(session: &mut Session) -> Check {
+    match outage(session).await?.back_after {
+        Some(after) => Ok(format!("{:.1} s after the KMS was restored", after.as_secs_f64())),
+        None => failed("90 s after the KMS was restored it is not ok, or does not encrypt and decrypt"),
+    }
+}
+
+/// Items 40 and 59.
+fn served_or_refused(went: Went) -> Check {
+    match went {
+        Went::Served => Ok("served, and it opens".to_owned()),
+        Went::Refused(why) => Ok(format!("refused promptly, {why}")),
+        Went::Badly(why) => failed(format!("with the KMS away: {why}")),
+    }
+}
+
+/// Item 40.
+pub(super) async fn encrypt_makes_nothing_up(session: &mut Session) -> Check {
+    served_or_refused(outage(session).await?.encrypt)
+}
+
+/// Item 59.
+pub(super) async fn seen_before(session: &mut Session) -> Check {
+    served_or_refused(outage(session).await?.known)
+}
+
+/// Item 60: a value that is not quite the one that was seen.
+pub(super) async fn not_seen_before(session: &mut Session) -> Check {
+    match outage(session).await?.unknown {
+        Went::Refused(why) => Ok(format!("refused within the deadline, {why}")),
+        Went::Served => failed("a value that was tampered with was opened"),
+        Went::Badly(why) => failed(format!("with the KMS away: {why}")),
+    }
+}

@@ -1,0 +1,250 @@
+//! What the checks of one run share: the connection, a value that was sealed, and what was seen along the way.
+//!
+//! Guarantees: every call is counted and every refusal is kept, whoever made it; plaintexts are random and are never
+//! shown. Refuses to know the list.
+
+use super::control::KmsControl;
+use super::wire::{Answer, Call, DECRYPT, ENCRYPT, STATUS, Trouble, Wire};
+use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use crate::client::apiserver;
+use crate::client::kms::Target;
+use crate::client::plugin::Rpc;
+use prost::Message;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tonic::Code;
+
+/// Refusals that are kept word by word.
+const MESSAGES_KEPT: usize = 1000;
+
+/// Why a check has no good end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// This was seen.
+    Failed(String),
+    /// This keeps it from being checked.
+    NotApplicable(String),
+}
+
+/// What a check says: what was measured, or why not.
+pub(super) type Check = Result<String, Stop>;
+
+pub(super) fn failed<T>(seen: impl Into<String>) -> Result<T, Stop> {
+    Err(Stop::Failed(seen.into()))
+}
+
+pub(super) fn not_applicable<T>(why: impl Into<String>) -> Result<T, Stop> {
+    Err(Stop::NotApplicable(why.into()))
+}
+
+/// What was seen over the run.
+#[derive(Debug, Default)]
+pub(super) struct Witness {
+    pub(super) calls: BTreeMap<Rpc, u64>,
+    pub(super) versions: BTreeSet<String>,
+    pub(super) codes: BTreeMap<i32, u64>,
+    pub(super) messages: BTreeSet<String>,
+}
+
+impl Witness {
+    fn count(&mut self, rpc: Rpc) {
+        let calls = self.calls.entry(rpc).or_default();
+        *calls = calls.saturating_add(1);
+    }
+
+    fn refused(&mut self, code: Code, message: &str) {
+        let times = self.codes.entry(i32::from(code)).or_default();
+        *times = times.saturating_add(1);
+        if self.messages.len() < MESSAGES_KEPT {
+            self.messages.insert(message.to_owned());
+        }
+    }
+
+    pub(super) fn answered<M>(&mut self, rpc: Rpc, answer: &Result<M, tonic::Status>) {
+        self.count(rpc);
+        // Our own clock ends a call with DEADLINE_EXCEEDED too.
+        if let Err(status) = answer
+            && status.code() != Code::DeadlineExceeded
+        {
+            self.refused(status.code(), status.message());
+        }
+    }
+}
+
+/// One connection, and who counts.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) wire: Arc<Wire>,
+    pub(super) timeout: Duration,
+    witness: Arc<Mutex<Witness>>,
+}
+
+impl Caller {
+    pub(super) fn witness(&self) -> MutexGuard<'_, Witness> {
+        self.witness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a call that the check makes by itself.
+    pub(super) fn count(&self, path: &str) {
+        let rpc = match path {
+            ENCRYPT => Rpc::Encrypt,
+            DECRYPT => Rpc::Decrypt,
+            _ => Rpc::Status,
+        };
+        self.witness().count(rpc);
+    }
+
+    pub(super) async fn send(&self, call: &Call) -> Result<Answer, Trouble> {
+        self.count(call.path);
+        self.wire.call(call, self.timeout).await
+    }
+
+    pub(super) async fn call<M: Message + Default>(&self, call: &Call) -> Result<M, Trouble> {
+        let answer = self.send(call).await.and_then(|answer| answer.message());
+        if let Err(Trouble::Status(code, message)) = &answer {
+            self.witness().refused(*code, message);
+        }
+        answer
+    }
+
+    pub(super) async fn status(&self) -> Result<StatusResponse, Trouble> {
+        let status: StatusResponse = self.call(&Call::new(STATUS, &StatusRequest {})).await?;
+        self.witness().versions.insert(status.version.clone());
+        Ok(status)
+    }
+
+    pub(super) async fn encrypt(&self, plaintext: &[u8]) -> Result<EncryptResponse, Trouble> {
+        self.call(&Call::new(ENCRYPT, &EncryptRequest { plaintext: plaintext.to_vec(), uid: uid() })).await
+    }
+
+    pub(super) async fn decrypt(&self, sealed: &EncryptResponse) -> Result<Vec<u8>, Trouble> {
+        let mut opened: DecryptResponse = self.call(&Call::new(DECRYPT, &decrypt_request(sealed))).await?;
+        Ok(std::mem::take(&mut opened.plaintext))
+    }
+
+    /// Whether it still opens to this.
+    pub(super) async fn opens(&self, value: &Sealed) -> Result<(), Stop> {
+        match self.decrypt(&value.sealed).await {
+            Ok(plaintext) if plaintext == value.plaintext => Ok(()),
+            Ok(plaintext) => failed(format!("Decrypt returned {} other bytes", plaintext.len())),
+            Err(trouble) => failed(format!("Decrypt failed: {trouble}")),
+        }
+    }
+}
+
+/// What Encrypt was given and what it returned.
+#[derive(Clone)]
+pub(super) struct Sealed {
+    pub(super) plaintext: Vec<u8>,
+    pub(super) sealed: EncryptResponse,
+}
+
+/// Everything of one run.
+pub(super) struct Session {
+    pub(super) target: Target,
+    pub(super) timeout: Duration,
+    pub(super) control: Option<Arc<dyn KmsControl>>,
+    pub(super) witness: Arc<Mutex<Witness>>,
+    pub(super) life: Option<apiserver::Report>,
+    pub(super) rotation: Option<super::rotation::Seen>,
+    pub(super) outage: Option<super::outage::Seen>,
+    /// Says what is waited for.
+    pub(super) waiting: Box<dyn Fn(&str) + Send + Sync>,
+    wire: Option<Arc<Wire>>,
+    sealed: Option<Result<Sealed, Stop>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        target: Target,
+        timeout: Duration,
+        control: Option<Arc<dyn KmsControl>>,
+        waiting: Box<dyn Fn(&str) + Send + Sync>,
+    ) -> Self {
+        let witness = Arc::default();
+        let (life, rotation, outage, wire, sealed) = (None, None, None, None, None);
+        Self { target, timeout, control, witness, life, rotation, outage, waiting, wire, sealed }
+    }
+
+    pub(super) fn witness(&self) -> MutexGuard<'_, Witness> {
+        self.witness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On the connection that all share; a new one when that is gone.
+    pub(super) async fn caller(&mut self) -> Result<Caller, Stop> {
+        let caller = match self.wire.take().filter(|wire| wire.is_open()) {
+            Some(wire) => self.on(wire),
+            None => self.new_caller().await?,
+        };
+        self.wire = Some(Arc::clone(&caller.wire));
+        Ok(caller)
+    }
+
+    /// On a connection of its own.
+    pub(super) async fn new_caller(&self) -> Result<Caller, Stop> {
+        match Wire::connect(&self.target).await {
+            Ok(wire) => Ok(self.on(Arc::new(wire))),
+            Err(trouble) => failed(format!("it takes no connection: {trouble}")),
+        }
+    }
+
+    fn on(&self, wire: Arc<Wire>) -> Caller {
+        Caller { wire, timeout: self.timeout, witness: Arc::clone(&self.witness) }
+    }
+
+    /// A value that was sealed in this run and opens.
+    pub(super) async fn value(&mut self) -> Result<Sealed, Stop> {
+        if let Some(known) = &self.sealed {
+            return known.clone();
+        }
+        let caller = self.caller().await?;
+        let plaintext = random(32);
+        let made = match caller.encrypt(&plaintext).await {
+            Err(trouble) => not_applicable(format!("Encrypt does not work (item 31): {trouble}")),
+            Ok(sealed) => {
+                let value = Sealed { plaintext, sealed };
+                match caller.opens(&value).await {
+                    Ok(()) => Ok(value),
+                    Err(_) => not_applicable("Decrypt does not work (item 45)"),
+                }
+            }
+        };
+        self.sealed = Some(made.clone());
+        made
+    }
+}
+
+pub(super) fn decrypt_request(sealed: &EncryptResponse) -> DecryptRequest {
+    let EncryptResponse { ciphertext, key_id, annotations } = sealed.clone();
+    DecryptRequest { ciphertext, uid: uid(), key_id, annotations }
+}
+
+/// A value as another plugin, or another key, might have made it: the last byte of a name or of the ciphertext is another.
+pub(super) fn altered(sealed: &EncryptResponse) -> EncryptResponse {
+    let mut other = sealed.clone();
+    let last = match other.annotations.values_mut().find(|value| !value.is_empty()) {
+        Some(value) => value.last_mut(),
+        None => other.ciphertext.last_mut(),
+    };
+    if let Some(byte) = last {
+        *byte ^= 1;
+    }
+    other
+}
+
+pub(super) fn uid() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+/// Random bytes that nothing depends on: what a check seals protects nothing.
+pub(super) fn random(len: usize) -> Vec<u8> {
+    std::iter::repeat_with(|| uuid::Uuid::new_v4().into_bytes()).flatten().take(len).collect()
+}
+
+/// The largest but one percent.
+pub(super) fn p99(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    let skipped = times.len().div_euclid(100);
+    times.iter().rev().nth(skipped).copied().unwrap_or_default()
+}
