@@ -3,7 +3,7 @@
 //! A leaf under `core`: it knows nothing of keys or KMSs. Each [`Locked`] has pages of its own, so that unlocking one never
 //! unlocks a neighbour. Where the limit on locked memory (RLIMIT_MEMLOCK) is used up, the memory is still left out of
 //! dumps and wiped, and [`unlocked_bytes`] says so: an operator can see it, and serving goes on. What others copy a secret
-//! into (the SDK's requests, HTTP's buffers) is wiped by [`wiping`] when it is freed.
+//! into (the SDK's requests, HTTP's buffers) is wiped by the allocator of `wiping.rs` when it is freed.
 //!
 //! This is the only module with `unsafe`: anonymous mappings have no safe interface, and the allocator gives neither
 //! whole pages nor a way to lock them.

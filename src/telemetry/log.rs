@@ -99,7 +99,7 @@ impl DroppedLines {
 /// the handle changes nothing.
 ///
 /// A thread of its own writes: whoever reads our stderr and stops (a stuck log collector) must never stop a request. Up
-/// to [`LINES_WAITING`] lines wait; beyond that they are dropped and counted.
+/// to 32,768 lines wait; beyond that they are dropped and counted.
 #[must_use]
 pub fn init(format: LogFormat, level: LogLevel) -> Logging {
     let (writer, flush) = NonBlockingBuilder::default()

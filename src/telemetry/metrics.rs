@@ -2,7 +2,7 @@
 //!
 //! Guarantees: labels are bounded (enums and constants of the code, never text from a request or a KMS); counting an
 //! RPC or a keyring event looks nothing up and allocates nothing. Gauges are made afresh from a snapshot for every
-//! scrape ([`crate::telemetry::gauge`]), so a series that has ended cannot linger. Refuses to know HTTP.
+//! scrape (`gauge.rs`), so a series that has ended cannot linger. Refuses to know HTTP.
 //! SPEC: OpenMetrics 1.0; docs/conformance.md items 85, 86, 88; docs/observability.md.
 
 use crate::core::fault::Reason;
