@@ -59,7 +59,7 @@ async fn a_replica_that_starts_empty_opens_by_the_recovery_kek_while_the_primary
     site.kms().stop();
     let running = site.replica().spawn();
     all_open(&running, &made).await;
-    assert!(running.log().contains("dek=recovered"), "{}", running.log());
+    running.until_log("dek=recovered").await;
     // The same DEK: asked for once, whatever the number of values.
     assert!(other.successful_calls("Decrypt") <= 3, "{}", other.successful_calls("Decrypt"));
     site.kms().start_again();

@@ -32,7 +32,7 @@ async fn stays_and_says(running: &Running, what: &str, seen: &Seen) {
     let (status, body) = running.http("/readyz").await;
     assert!(status == 503 && body.contains(&format!("reason={}", seen.reason)), "{what}: {status} {body}");
     for text in seen.log.iter().chain([&seen.reason]) {
-        assert!(running.log().contains(text), "{what}: {text:?} in\n{}", running.log());
+        running.until_log(text).await;
     }
 }
 

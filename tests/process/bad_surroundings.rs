@@ -55,7 +55,8 @@ async fn a_state_file_that_is_damaged_is_set_aside_with_a_warning_and_it_serves(
         std::fs::write(site.state_file(), damage).unwrap();
         let running = site.spawn();
         assert_eq!(serves(&running).await, key_id, "{damage:?}");
-        assert!(running.log().contains("state.json") && running.log().contains("WARN"), "{}", running.log());
+        running.until_log("WARN").await;
+        running.until_log("state.json").await;
         let directory = site.state_file().parent().unwrap().to_owned();
         let kept = std::fs::read_dir(directory).unwrap().filter(|entry| {
             let path = entry.as_ref().unwrap().path();
