@@ -3,7 +3,6 @@
 CARGO ?= cargo
 RUN_DIR := $(CURDIR)/.kube-kms
 KUBE_KMS := $(CURDIR)/target/debug/kube-kms
-SKIPPED := $(CURDIR)/target/tests-skipped.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help run build test e2e lint fmt bench deny presubmit clean
@@ -29,13 +28,7 @@ build: ## Build the release binary
 	$(CARGO) build --locked --release
 
 test: ## Run every test; installs what it needs; counts what it skips
-	@rm -f $(SKIPPED)
-	$(CARGO) test --locked --no-fail-fast
-	@if [ -s $(SKIPPED) ]; then echo "skipped, with the reason above:"; sort $(SKIPPED) | uniq; \
-	  echo "skipped tests: $$(sort -u $(SKIPPED) | wc -l)"; else echo "skipped tests: 0"; fi
-
-e2e: $(KUBE_KMS) ## Run under the kube-apiserver and etcd that are in the folder KUBEBUILDER_ASSETS; skipped when it is not set
-	@KUBE_KMS=$(KUBE_KMS) python3 tests/e2e/run.py
+	@CARGO="$(CARGO)" tests/run.sh
 
 lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check

@@ -70,6 +70,8 @@ impl Trouble {
     const fn codes(self) -> &'static [Code] {
         match self {
             Self::Kms(Failure::Throttled) => &[Code::Unavailable, Code::ResourceExhausted, Code::DeadlineExceeded],
+            // The KMS is there, and the way to it is narrow.
+            Self::OneConnection => &[Code::Unavailable, Code::DeadlineExceeded],
             _ => &[Code::Unavailable],
         }
     }
