@@ -12,6 +12,9 @@ log=target/suite.log
 mkdir -p target
 rm -f "$skipped"
 
+# They wait for processes more than they compute: more at once than there are cores.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
+
 "$cargo" test --locked --no-fail-fast --lib --bins || exit 1
 "$cargo" test --locked --doc || exit 1
 "$cargo" test --locked --test suite 2>&1 | tee "$log"
