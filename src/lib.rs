@@ -14,6 +14,7 @@ pub mod config;
 pub mod core;
 pub mod daemon;
 pub mod durable;
+pub mod etcd;
 pub mod grpc;
 pub mod kek;
 pub mod memory;
