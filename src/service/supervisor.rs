@@ -113,7 +113,8 @@ impl Supervisor {
         let (Class::KekDead, Some(write)) = (fault.class(), write) else { return fault };
         match unwrap_again(&write, keks, settings, self.plugin.clock(), self.plugin.observer()).await {
             Ok(()) => Fault::caused_by(Reason::KekUnusable, fault),
-            Err(unproven) if unproven.class().is_transient() => unproven,
+            // Refused is not dead: a policy can forbid us the old KEK on the day the alias is pointed at a dead one.
+            Err(unproven) if unproven.class().is_transient() || unproven.class() == Class::KekDenied => unproven,
             Err(_) => fault,
         }
     }

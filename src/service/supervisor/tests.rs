@@ -306,6 +306,9 @@ async fn a_dead_answer_to_a_wrap_revokes_nothing_while_our_own_dek_still_unwraps
     bench.kek.set(|script| script.unwrap_fails = Some(Reason::KmsUnreachable));
     bench.rounds(5).await;
     assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::KmsUnreachable)), "no proof");
+    bench.kek.set(|script| script.unwrap_fails = Some(Reason::PolicyDenied));
+    bench.rounds(5).await;
+    assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::PolicyDenied)), "no proof either");
     bench.kek.set(|script| script.unwrap_fails = Some(Reason::KekDisabled));
     bench.rounds(2).await;
     assert_eq!((bench.state(), bench.because()), ("revoked", Some(Reason::KekDisabled)));
