@@ -24,7 +24,9 @@ fn history(writes: &[Write]) -> Vec<(u64, u8, bool)> {
             Write::Put(key) => (key, false),
             Write::Delete(key) => (key, true),
         };
-        if if deletes { alive.remove(&key) } else { alive.insert(key) || true } {
+        // A write always happens.
+        let was_there = if deletes { alive.remove(&key) } else { !alive.insert(key) };
+        if was_there || !deletes {
             all.push((all.len() as u64 + 2, key, deletes));
         }
     }

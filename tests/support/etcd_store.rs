@@ -149,7 +149,7 @@ impl EtcdStore {
     pub fn snapshot(&self, to: &Path) -> Result<(), String> {
         let etcdctl = tool("etcdctl", "etcd-client")?;
         let mut command = Command::new(etcdctl);
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url, "snapshot", "save"]).arg(to);
+        command.env("ETCDCTL_API", "3").args(["--endpoints", self.url(), "snapshot", "save"]).arg(to);
         let ran = command.stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
         assert!(ran.status.success(), "etcdctl: {}", String::from_utf8_lossy(&ran.stderr));
         Ok(())

@@ -25,6 +25,9 @@ pub const OLD: &str = "k1-ed432fcd84d7108bd05b0e066969f87c";
 /// key_id of another plugin.
 pub const FOREIGN: &str = "arn:aws:kms:eu-central-1:111122223333:key/0d1f6a52-5c3e-4f0a-9d2e-1b2c3d4e5f60";
 
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
 /// What a value is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -90,7 +93,7 @@ pub async fn fill(store: &EtcdStore, objects: usize) -> Expected {
 }
 
 /// The keys with their final values, and the counts.
-pub fn generate(objects: usize) -> (Vec<(Vec<u8>, Vec<u8>)>, Expected) {
+pub fn generate(objects: usize) -> (Vec<Pair>, Expected) {
     assert!(objects >= 100);
     let mut made = Made::default();
     let v2 = |provider, key_id, dek_type| Kind::KmsV2 { provider, key_id, dek_type };
@@ -127,7 +130,7 @@ pub fn generate(objects: usize) -> (Vec<(Vec<u8>, Vec<u8>)>, Expected) {
 
 #[derive(Default)]
 struct Made {
-    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    pairs: Vec<Pair>,
     expected: Expected,
     sources: HashMap<(&'static str, Kind), BTreeSet<usize>>,
 }
