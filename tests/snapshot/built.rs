@@ -138,7 +138,7 @@ fn what_the_file_says_about_itself_is_told() {
     let root = file.leaf(&[cluster, inline(b"key", &[])]);
     let file = on_disk(&file.finish(root));
     let snapshot = open(file.path(), Unhashed::Accept).unwrap();
-    assert_eq!((snapshot.facts().cluster_version.as_deref(), snapshot.facts().revision), (None, 0));
+    assert_eq!((snapshot.facts().cluster_version.as_deref(), snapshot.facts().revision), (None, 1));
     assert!(!snapshot.facts().is_compacting());
 }
 

@@ -16,7 +16,7 @@ const VERSION_MAX: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// etcd's revision when it was taken: the newest entry, or the compaction when that is newer, because compaction may
-    /// have removed the newest entry (a deletion). 0 when nothing was ever written.
+    /// have removed the newest entry (a deletion). 1 when nothing was ever written, as etcd counts.
     pub revision: i64,
     /// The index in the write-ahead log up to which the database is complete.
     pub consistent_index: Option<u64>,
@@ -55,7 +55,7 @@ pub(super) fn read(pages: &Pages, root: &Bucket, revisions: &Bucket) -> Result<F
     let finished_compaction = compaction(b"finishedCompactRev")?;
     let newest = newest(pages, revisions)?;
     Ok(Facts {
-        revision: newest.max(scheduled_compaction).max(finished_compaction).unwrap_or(0),
+        revision: newest.max(scheduled_compaction).max(finished_compaction).unwrap_or(1),
         consistent_index: field(b"meta", b"consistent_index")?
             .and_then(|value| value.as_ref().try_into().ok())
             .map(u64::from_be_bytes),
