@@ -230,7 +230,8 @@ async fn a_snapshot_in_the_middle_of_a_compaction_has_the_same_live_keys() {
         between += usize::from(snapshot.facts().is_compacting() && leftovers > 0);
         seen.push(leftovers);
         if !snapshot.facts().is_compacting() {
-            assert_eq!(leftovers, 0);
+            // Newer etcds keep a deletion at the very revision of the compaction, which is the last write here.
+            assert!(summary.superseded == 0 && (new || summary.deleted == 0), "{summary:?}");
             break;
         }
         assert!(began.elapsed() < Duration::from_secs(60), "the compaction does not end: {seen:?}");
