@@ -42,6 +42,7 @@ mod recovery;
 mod rotation_seen;
 mod scenario;
 mod smoke;
+mod snapshot;
 mod storm;
 mod stuck_log;
 mod support;

@@ -4,3 +4,4 @@
 //! Refuses to know who prints the result.
 
 pub mod record;
+pub mod snapshot;

@@ -4,7 +4,9 @@
 pub mod apiserver_go;
 pub mod apiserver_whole;
 pub mod bad_plugin;
+pub mod bolt_file;
 pub mod canary;
+pub mod etcd_store;
 #[cfg(feature = "aws")]
 pub mod fake_kms;
 pub mod fault_proxy;
