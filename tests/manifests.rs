@@ -3,6 +3,7 @@
 //! The samples are rendered by the real binary from deploy/config/aws.yaml; `KUBE_KMS_BLESS=1` writes them.
 
 mod boots;
+mod docs;
 mod kubernetes;
 mod policy;
 mod refused;
