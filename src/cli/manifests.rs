@@ -12,8 +12,8 @@ use std::path::PathBuf;
 #[command(
     after_help = "Examples:\n  kube-kms manifests --kind static-pod --image registry.example.com/kube-kms:0.1.0\n  \
 kube-kms manifests --kind encryption-configuration --stage write\n  \
-kube-kms manifests --kind iam --account 111122223333\n\nIt prints one file and changes nothing; the first line of each says \
-where it goes. docs/install.md has the order."
+kube-kms manifests --kind iam --account 111122223333\n\nIt prints one file and changes nothing; where the format has comments, \
+the first says where the file goes. docs/install.md has the order."
 )]
 pub(super) struct Arguments {
     /// What to render

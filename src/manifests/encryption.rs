@@ -5,7 +5,7 @@
 //! in each element, names unique and without a colon, v2 with an endpoint and without cachesize.
 
 use super::facts::address;
-use super::{ManifestError, Options, Stage};
+use super::{ENCRYPTION_CONFIGURATION, ManifestError, Options, Stage};
 use crate::config::Config;
 use std::fmt::Write as _;
 
@@ -35,7 +35,9 @@ pub(super) fn render(stage: Stage, config: &Config, options: &Options) -> Result
         (Stage::MoveWrite, Some(old)) => vec![Provider::Kms(&ours), Provider::Kms(old)],
         (Stage::Only | Stage::MoveRead | Stage::MoveWrite, _) => vec![Provider::Kms(&ours)],
     };
-    let mut out = comment(stage).to_owned();
+    let mut out =
+        format!("# kube-apiserver's, the same on every control-plane node: goes to {ENCRYPTION_CONFIGURATION}.\n");
+    out.push_str(comment(stage));
     out.push_str("apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n  - resources:\n");
     for resource in &options.resources {
         let _ = writeln!(out, "      - \"{resource}\"");

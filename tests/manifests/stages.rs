@@ -7,8 +7,6 @@ use crate::support::site::{Running, Site};
 use crate::support::skipped;
 use std::path::PathBuf;
 
-const RELEASES: [Release; 2] = Release::ALL;
-
 /// A site with its plugin, and a way to get API servers at a stage.
 struct Cluster {
     site: Site,
@@ -132,7 +130,7 @@ async fn a_roll_out_and_a_roll_back_by_the_rendered_stages_lose_nothing_on_the_r
             &reason,
         );
     }
-    for release in RELEASES {
+    for release in Release::ALL {
         roll_out_and_back(release).await;
     }
 }
@@ -142,8 +140,26 @@ async fn a_move_by_the_rendered_stages_loses_nothing_on_the_real_api_server() {
     if let Err(reason) = built().await {
         return skipped("a_move_by_the_rendered_stages_loses_nothing_on_the_real_api_server", &reason);
     }
-    for release in RELEASES {
+    for release in Release::ALL {
         move_over(release).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_first_stage_an_api_server_without_its_plugin_is_not_ready_but_reads_and_writes() {
+    const NAME: &str = "at_the_first_stage_an_api_server_without_its_plugin_is_not_ready_but_reads_and_writes";
+    if let Err(reason) = built().await {
+        return skipped(NAME, &reason);
+    }
+    for release in Release::ALL {
+        let site = Site::local();
+        let config = site.dir().join("encryption.yaml");
+        let arguments = ["--kind", "encryption-configuration", "--stage", "read"];
+        std::fs::write(&config, rendered(&site.write_config(), &arguments)).unwrap();
+        let server = RealApiServer::start(release, &config).await;
+        let value = write(&server, "alone").await;
+        assert_eq!(read(&server, &[value]).await, [false]);
+        assert!(server.readyz().await.is_err());
     }
 }
 
