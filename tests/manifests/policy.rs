@@ -72,6 +72,19 @@ fn the_key_policy_keeps_the_account_in_power_and_gives_the_role_the_least() {
 }
 
 #[test]
+fn the_drill_may_rotate_and_by_alias_point_that_alias_elsewhere() {
+    let all = statements(&sample(&["--kind", "iam-drill", "--account", ACCOUNT]));
+    let actions: Vec<_> = all.iter().map(|s| s["Action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["kms:RotateKeyOnDemand", "kms:UpdateAlias"]);
+    assert_eq!(all[0]["Condition"]["ForAnyValue:StringEquals"]["kms:ResourceAliases"], "alias/prod-cluster");
+    assert_eq!(all[1]["Resource"][0], "arn:aws:kms:eu-central-1:111122223333:alias/prod-cluster");
+    let mut site = Site::local();
+    site.set(&format!("kek: {{aws: {{key: '{KEY}'}}}}"));
+    let by_key = statements(&rendered(&site.write_config(), &["--kind", "iam-drill"]));
+    assert_eq!((by_key.len(), &by_key[0]["Resource"]), (1, &json!(KEY)));
+}
+
+#[test]
 fn nothing_rendered_disables_or_deletes_a_key() {
     for kind in ["iam", "iam-drill"] {
         let text = sample(&["--kind", kind, "--account", ACCOUNT]);
