@@ -5,7 +5,10 @@ RUN_DIR := $(CURDIR)/.kube-kms
 KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e lint fmt bench deny presubmit clean
+# The name that `kube-kms manifests` takes by itself.
+IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+
+.PHONY: help run build image test e2e lint fmt bench deny presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +29,20 @@ $(RUN_DIR)/keyring.json: | $(KUBE_KMS)
 
 build: ## Build the release binary
 	$(CARGO) build --locked --release
+
+image: ## Build the container image, static and reproducible; needs docker (with buildx) or podman
+	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \
+	if docker info > /dev/null 2>&1; then \
+	  docker buildx build --file Containerfile --build-arg SOURCE_DATE_EPOCH --output type=docker,name=$(IMAGE),rewrite-timestamp=true .; \
+	elif command -v podman > /dev/null; then \
+	  podman build --file Containerfile --ignorefile Containerfile.dockerignore --timestamp $$SOURCE_DATE_EPOCH \
+	    --build-arg SOURCE_DATE_EPOCH --tag $(IMAGE) .; \
+	else \
+	  echo "error: no container builder answers here" >&2; \
+	  echo "cause: docker info fails and there is no podman" >&2; \
+	  echo "hint: start the docker daemon, or run make image where there is one; the Containerfile needs nothing else" >&2; \
+	  exit 1; \
+	fi
 
 test: ## Run every test; installs what it needs; counts what it skips
 	@CARGO="$(CARGO)" tests/run.sh

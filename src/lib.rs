@@ -17,6 +17,7 @@ pub mod durable;
 pub mod etcd;
 pub mod grpc;
 pub mod kek;
+pub mod manifests;
 pub mod memory;
 pub mod os;
 pub mod service;

@@ -40,7 +40,8 @@ fn allowed(from: &str) -> Option<Vec<&'static str>> {
         "grpc" | "client" => vec!["core", "service", "memory", "durable", "os", "api"],
         "kek" | "transport" | "telemetry" | "config" | "etcd" => vec!["core", "service", "memory", "durable", "os"],
         "daemon" | "drill" => all,
-        "cli" => [all, vec!["cli"]].concat(),
+        "manifests" => vec!["config", "core", "transport"],
+        "cli" => [all, vec!["cli", "manifests"]].concat(),
         "main" => vec!["cli"],
         _ => return None,
     })

@@ -36,6 +36,7 @@ mod fake_kms_is_honest;
 mod fault;
 mod judge;
 mod kek_conformance;
+mod manifests;
 mod process;
 mod properties;
 mod recovery;

@@ -6,6 +6,7 @@ pub mod check;
 pub mod conformance;
 pub mod exit;
 pub mod keyring;
+pub mod manifests;
 pub mod output;
 pub mod probe;
 pub mod serve;
@@ -43,6 +44,8 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
+    /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
+    Manifests(manifests::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -79,6 +82,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
+        Command::Manifests(arguments) => manifests::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);

@@ -4,7 +4,7 @@ use super::transcript::run;
 use crate::support::site::{BINARY, Site};
 use std::process::Stdio;
 
-const HELP: [&[&str]; 14] = [
+const HELP: [&[&str]; 15] = [
     &["--help"],
     &["serve", "--help"],
     &["check", "--help"],
@@ -17,6 +17,7 @@ const HELP: [&[&str]; 14] = [
     &["keyring", "promote", "--help"],
     &["keyring", "retire", "--help"],
     &["keyring", "reinstate", "--help"],
+    &["manifests", "--help"],
     &["completions", "--help"],
     &["help", "probe"],
 ];
