@@ -9,7 +9,9 @@ use kube_kms::api::v2::key_management_service_server::{KeyManagementService, Key
 use kube_kms::api::v2::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
 };
-use kube_kms::client::conformance::{self, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings};
+use kube_kms::client::conformance::{
+    self, Bounds, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings,
+};
 use kube_kms::client::kms::Target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
@@ -114,7 +116,7 @@ const SLOW: [u8; 6] = [12, 26, 36, 42, 57, 58];
 async fn judged(target: Target, timeout: Duration, all: bool) -> Report {
     let quick = || ITEMS.iter().map(|i| i.number).filter(|n| !SLOW.contains(n)).collect();
     let only = (!all).then(quick);
-    let settings = Settings { target, timeout, only, long: false, control: None };
+    let settings = Settings { target, timeout, bounds: Bounds::default(), only, long: false, control: None };
     conformance::run(settings, Box::new(|_| {}), &mut |_| {}).await.unwrap()
 }
 

@@ -3,10 +3,11 @@
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
 use crate::client::conformance::{
-    self, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
+    self, Bounds, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
 };
 use clap::Args;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Columns of the title in the table.
@@ -22,7 +23,8 @@ refused; it takes half a minute. Think twice before running it against a plugin 
 --kms-control runs CMD (no shell: a program and arguments, split on blanks) with one argument more: `rotate` makes the \
 KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. Whoever \
 interrupts a run during an outage runs `CMD restore` by hand.\n\n\
-Exit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
+With --output json each item has `outcome` (passed, failed, not-applicable), `detail` (what was measured or seen) and, when \
+it failed, `hint` (where to look).\n\nExit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
 pub(super) struct Arguments {
     /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
     #[arg(long, value_name = "SOCKET", env = "KUBE_KMS_SOCKET")]
@@ -42,6 +44,12 @@ pub(super) struct Arguments {
     /// What rotates the key and takes the KMS away, for items 20, 28, 40, 59, 60, 63 and 69
     #[arg(long, value_name = "CMD", value_parser = control)]
     kms_control: Option<CommandControl>,
+    /// How long after `rotate` Status may show the old key_id
+    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    rotated_within: Duration,
+    /// How long after `restore` Status may say that it is not ok
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
+    recovered_within: Duration,
 }
 
 fn number(text: &str) -> Result<u8, String> {
@@ -58,16 +66,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let settings = Settings {
         target,
         timeout: arguments.timeout,
+        bounds: Bounds { rotation: arguments.rotated_within, recovery: arguments.recovered_within },
         only: arguments.only.as_ref().map(|only| only.iter().copied().collect()),
         long: arguments.long,
         control: arguments.kms_control.clone().map(|control| Arc::new(control) as Arc<dyn KmsControl>),
     };
-    let mut ended = 0_usize;
-    let mut done = |report: &ItemReport| {
-        ended = ended.saturating_add(1);
-        output::progress(&format!("{ended} items done; {} {}", report.item.number, report.title));
-    };
-    let waiting = Box::new(|what: &str| output::progress(&format!("waiting: {what}")));
+    let progress = Arc::new(Progress::default());
+    let told = Arc::clone(&progress);
+    let mut done = |report: &ItemReport| progress.count(report.outcome);
+    let waiting = Box::new(move |what: &str| told.show(what));
     let result = super::runtime()?.block_on(conformance::run(settings, waiting, &mut done));
     output::progress("");
     let report = result.map_err(|e| {
@@ -80,6 +87,25 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         Format::Text => print(&report),
     }
     Ok(if report.totals.failed == 0 { Exit::Done } else { Exit::VerificationFailed })
+}
+
+/// What the line on the terminal says while a run takes its time.
+#[derive(Debug, Default)]
+struct Progress {
+    ended: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Progress {
+    fn count(&self, outcome: Outcome) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.failed.fetch_add(usize::from(outcome == Outcome::Failed), Ordering::Relaxed);
+    }
+
+    fn show(&self, what: &str) {
+        let (ended, failed) = (self.ended.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        output::progress(&format!("{ended} items done, {failed} failed; now: {what}"));
+    }
 }
 
 fn print(report: &Report) {
@@ -102,7 +128,10 @@ fn print(report: &Report) {
         output::line("");
     }
     let Totals { passed, failed, not_applicable, statuses, encrypts, decrypts } = report.totals;
-    output::line(format!("{passed} passed, {failed} failed, {not_applicable} not applicable"));
+    let numbers: Vec<String> =
+        report.items.iter().filter(|r| r.outcome == Outcome::Failed).map(|r| r.item.number.to_string()).collect();
+    let which = if numbers.is_empty() { String::new() } else { format!(" ({})", numbers.join(", ")) };
+    output::line(format!("{passed} passed, {failed} failed{which}, {not_applicable} not applicable"));
     output::line(format!("calls made: {statuses} Status, {encrypts} Encrypt, {decrypts} Decrypt"));
 }
 
@@ -121,4 +150,7 @@ fn print_item(report: &ItemReport) {
     };
     let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, report.detail);
     output::line(line.trim_end());
+    if let Some(hint) = report.hint {
+        output::line(format!("{:13}hint: {hint}", ""));
+    }
 }

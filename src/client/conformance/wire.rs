@@ -67,18 +67,37 @@ impl fmt::Display for Trouble {
 pub(super) struct Call {
     pub(super) path: &'static str,
     pub(super) authority: Option<String>,
-    pub(super) headers: Vec<(&'static str, &'static str)>,
+    pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Bytes,
+    /// Half of the body is sent, and the stream stays open.
+    pub(super) unfinished: bool,
 }
 
 impl Call {
     /// As kube-apiserver sends it: `:authority: localhost`.
     pub(super) fn new(path: &'static str, message: &impl Message) -> Self {
-        Self { path, authority: Some("localhost".to_owned()), headers: Vec::new(), body: framed(message) }
+        Self {
+            path,
+            authority: Some("localhost".to_owned()),
+            headers: Vec::new(),
+            body: framed(message),
+            unfinished: false,
+        }
     }
 
-    pub(super) fn header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.headers.push((name, value));
+    pub(super) fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    /// As kube-apiserver does with every call.
+    pub(super) fn within(self, limit: Duration) -> Self {
+        self.header("grpc-timeout", &format!("{}m", limit.as_millis()))
+    }
+
+    /// A call that its server has to keep waiting for, however fast it is.
+    pub(super) const fn unfinished(mut self) -> Self {
+        self.unfinished = true;
         self
     }
 
@@ -93,7 +112,7 @@ impl Call {
         }
         request = request.header("content-type", "application/grpc").header("te", "trailers");
         for (name, value) in &self.headers {
-            request = request.header(*name, *value);
+            request = request.header(*name, value.as_str());
         }
         request.body(())
     }
@@ -187,6 +206,11 @@ impl Wire {
         let mut ready = self.send.clone().ready().await.map_err(lost)?;
         let (response, mut stream) = ready.send_request(request, false).map_err(lost)?;
         let mut rest = call.body.clone();
+        if call.unfinished {
+            let half = rest.split_to(rest.len().div_euclid(2));
+            stream.send_data(half, false).map_err(lost)?;
+            return Ok(Pending { response, _stream: stream });
+        }
         if rest.is_empty() {
             stream.send_data(Bytes::new(), true).map_err(lost)?;
         }
@@ -225,7 +249,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    async fn answer(self) -> Result<Answer, Trouble> {
+    pub(super) async fn answer(self) -> Result<Answer, Trouble> {
         let lost = |error: h2::Error| Trouble::Lost(error.to_string());
         let (parts, mut stream) = self.response.await.map_err(lost)?.into_parts();
         if parts.status != http::StatusCode::OK {
