@@ -4,6 +4,8 @@
 mod faults;
 
 use crate::cli::transcript::run;
+use crate::support::bad_plugin::fault::Fault;
+use crate::support::bad_plugin::faulty::Faulty;
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::fake_kms::Failure;
 use crate::support::site::{ALIAS, BINARY, Running, Site};
@@ -342,6 +344,30 @@ async fn a_control_command_that_fails_leaves_its_items_unchecked_and_says_why() 
     };
     assert_eq!(of(&[]), "needs --kms-control");
     assert_eq!(of(&["--kms-control", "false"]), "`false … outage`: exit status: 1");
+}
+
+/// What the script of an operator does to the KMS shows in the outcome, and the bounds are the operator's.
+#[test]
+fn the_real_command_with_a_control_fails_the_items_of_an_outage_and_of_a_rotation() {
+    let site = Site::local();
+    let outcomes = |fault, bound: [&str; 2]| {
+        let plugin = Faulty::start(fault);
+        let (control, socket) = (plugin.control(), plugin.address());
+        let command = ["conformance", "--socket", &socket, "--output", "json", "--only", "20,28,40,59,60,63,69"];
+        let transcript = run(&site, &[&command[..], &["--kms-control", &control], &bound].concat());
+        let items = transcript.json()["items"].as_array().unwrap().clone();
+        let of = |outcome: &str| -> Vec<u64> {
+            items.iter().filter(|i| i["outcome"] == outcome).map(|i| i["item"].as_u64().unwrap()).collect()
+        };
+        for item in &items {
+            assert_eq!(item["hint"].is_string(), item["outcome"] == "failed", "{item}");
+            assert!(item["section"].as_str().is_some_and(|s| s.len() > 3), "{item}");
+        }
+        (transcript.status, of("failed"), of("not-applicable"))
+    };
+    assert_eq!(outcomes(Fault::None, ["--rotated-within", "20s"]), (0, vec![], vec![]));
+    assert_eq!(outcomes(Fault::OutageForGood, ["--recovered-within", "2s"]), (6, vec![28], vec![]));
+    assert_eq!(outcomes(Fault::RotationUnseen, ["--rotated-within", "2s"]), (6, vec![69], vec![63]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -163,7 +163,7 @@ pub async fn run(
     for item in first.into_iter().chain(last) {
         let watch = Stopwatch::start();
         let check = match dumb {
-            Some(first) if item.number > 2 && !matches!(item.reach, Reach::No(_)) => {
+            Some(first) if item.number > first && !matches!(item.reach, Reach::No(_)) => {
                 not_applicable(format!("Status does not answer (item {first})"))
             }
             _ => check(item, &mut session, long).await,

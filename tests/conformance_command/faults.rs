@@ -47,6 +47,8 @@ async fn fails(plugin: Faulty, items: &[u8], words: &str, timeout: Duration) {
 const PATIENT: Duration = Duration::from_secs(20);
 /// For faults that are a silence: it is waited for as often as the fault is met.
 const BRIEF: Duration = Duration::from_secs(1);
+/// A fault that sleeps knows it.
+const MEASURED: Duration = Duration::from_secs(6);
 
 macro_rules! faults {
     ($($test:ident: $fault:ident, $timeout:ident, $items:expr, $words:literal;)+) => {
@@ -61,7 +63,7 @@ macro_rules! faults {
 }
 
 faults! {
-    another_content_type_fails_item_1: ContentType, PATIENT, [1, 2], "content-type \"application/json\"";
+    another_content_type_fails_item_1: ContentType, PATIENT, [1], "content-type \"application/json\"";
     a_router_without_localhost_fails_item_2: LocalhostRefused, PATIENT, [2], "HTTP status 421";
     a_path_as_authority_that_is_held_fails_item_3: PathUnanswered, BRIEF, [3], "neither accepted nor refused within 1s";
     a_path_as_authority_that_is_refused_late_fails_item_3: PathRefusedLate, PATIENT, [3], "refused only after 1.";
@@ -76,7 +78,7 @@ faults! {
     a_deadline_that_is_ignored_fails_item_11: DeadlineIgnored, PATIENT, [11], "Decrypt with grpc-timeout 50m was answered after 1.";
     cancelled_calls_that_keep_their_place_fail_item_12: CancelledKeepTheirPlace, BRIEF, [12], "after 1000 cancelled calls: Decrypt failed: no answer within the deadline";
     few_streams_fail_item_13: FewStreams, PATIENT, [13], "its SETTINGS allow 100 streams at once";
-    malformed_messages_that_are_answered_fail_item_14: MalformedIsEmpty, PATIENT, [14], "was answered with success";
+    malformed_messages_that_are_answered_fail_item_14: MalformedIsAnswered, PATIENT, [14], "was answered with success";
     malformed_messages_that_are_not_answered_fail_item_14: MalformedUnanswered, BRIEF, [14], "bytes that are not protobuf: no answer within the deadline";
     hanging_up_on_malformed_messages_fails_item_14: MalformedHangsUp, PATIENT, [14], "bytes that are not protobuf took the connection along";
     a_status_that_asks_the_kms_fails_item_26: StatusAsksTheKms, PATIENT, [26], "20 Status a second: p99 25";
@@ -96,10 +98,9 @@ faults! {
     an_outage_for_good_fails_item_28: OutageForGood, PATIENT, [28], "2s after the KMS was restored it is not ok";
     an_encrypt_that_hangs_in_an_outage_fails_item_40: OutageHangsEncrypt, BRIEF, [40], "with the KMS away: no answer within the deadline";
     a_key_made_up_in_an_outage_fails_item_40: OutageMakesUpAKey, PATIENT, [40], "Encrypt returned a value, and Decrypt of that: after";
-    // What was not seen before hangs too.
     a_decrypt_that_hangs_in_an_outage_fails_item_59: OutageHangsDecrypt, BRIEF, [59], "with the KMS away: no answer within the deadline";
     an_unknown_value_that_hangs_in_an_outage_fails_item_60: OutageHangsUnknown, BRIEF, [60], "with the KMS away: no answer within the deadline";
-    an_unknown_value_refused_at_the_deadline_fails_item_60: OutageRefusesAtTheDeadline, BRIEF, [60], "refused only at the deadline, after 9";
+    an_unknown_value_refused_at_the_deadline_fails_item_60: OutageRefusesAtTheDeadline, MEASURED, [60], "refused only at the deadline, after 5";
     a_rotation_to_and_fro_fails_item_63: RotationToAndFro, PATIENT, [63], "Status.key_id changed 3 times for one rotation";
     a_rotation_that_encrypt_does_not_follow_fails_item_63: RotationWithoutEncrypt, PATIENT, [63], "Encrypt.key_id was not that of the Status before it";
     a_rotation_that_forgets_the_old_fails_item_63: RotationForgetsTheOld, PATIENT, [63], "during the rotation: Decrypt failed: DataLoss";

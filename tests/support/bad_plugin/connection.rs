@@ -214,11 +214,15 @@ async fn answered(plugin: &Sound, peer: &Peer, request: Request<RecvStream>) -> 
             _ => Err(Status::unimplemented("")),
         },
     };
-    if let (Fault::MalformedHangsUp, Err(status)) = (plugin.fault, &answer)
-        && status.message() == UNREADABLE
-    {
-        peer.hang_up.notify_one();
-        return None;
+    if answer.as_ref().is_err_and(|status| status.message() == UNREADABLE) {
+        match plugin.fault {
+            Fault::MalformedIsAnswered => return Some(Answer::Message(Vec::new())),
+            Fault::MalformedHangsUp => {
+                peer.hang_up.notify_one();
+                return None;
+            }
+            _ => {}
+        }
     }
     Some(answer.map_or_else(Answer::Status, Answer::Message))
 }
@@ -247,7 +251,6 @@ async fn message<M: Message + Default>(fault: Fault, body: &[u8]) -> Result<M, S
     match whole.and_then(|message| M::decode(message).ok()) {
         Some(message) => Ok(message),
         None => match fault {
-            Fault::MalformedIsEmpty => Ok(M::default()),
             Fault::MalformedUnanswered => std::future::pending().await,
             _ => Err(Status::invalid_argument(UNREADABLE)),
         },

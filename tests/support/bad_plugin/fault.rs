@@ -40,8 +40,8 @@ pub enum Fault {
     CancelledKeepTheirPlace,
     /// Item 13: a hundred streams and no more.
     FewStreams,
-    /// Item 14: what cannot be decoded is an empty message.
-    MalformedIsEmpty,
+    /// Item 14: what cannot be decoded is answered with an empty message.
+    MalformedIsAnswered,
     /// Item 14: what cannot be decoded is not answered.
     MalformedUnanswered,
     /// Item 14: it hangs up on what cannot be decoded.

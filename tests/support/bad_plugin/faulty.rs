@@ -50,6 +50,14 @@ impl Faulty {
         self.target.clone()
     }
 
+    /// Likewise, as an argument.
+    pub fn address(&self) -> String {
+        match &self.target {
+            Target::File(path) => path.to_str().unwrap().to_owned(),
+            Target::Abstract(name) => format!("@{name}"),
+        }
+    }
+
     /// A program for `--kms-control`.
     pub fn control(&self) -> String {
         let (path, kms) = (self.dir.path().join("kms-control"), self.dir.path().display());

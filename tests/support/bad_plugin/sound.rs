@@ -32,10 +32,13 @@ pub struct Sound {
     memory: Mutex<Memory>,
 }
 
+/// Ciphertext, key_id, annotations.
+type Triple = (Vec<u8>, String, BTreeMap<String, Vec<u8>>);
+
 #[derive(Debug, Default)]
 struct Memory {
-    /// Ciphertexts that were sealed or opened: what needs no KMS.
-    known: HashSet<Vec<u8>>,
+    /// What was sealed: it needs no KMS to be opened.
+    known: HashSet<Triple>,
     /// The newest ciphertext of each plaintext.
     newest: HashMap<Vec<u8>, Vec<u8>>,
     /// For [`Fault::SlotsUsedAgain`].
@@ -112,6 +115,7 @@ impl Sound {
             return Err(Status::invalid_argument("1 to 900 bytes"));
         }
         if self.fault == Fault::FewEncryptsInARow && self.encrypts_in_a_row.fetch_add(1, Ordering::SeqCst) >= IN_A_ROW {
+            self.encrypts_in_a_row.store(0, Ordering::SeqCst);
             return Err(Status::resource_exhausted("the quota of the KMS is used up"));
         }
         let mut key = key(self.named().1);
@@ -139,7 +143,7 @@ impl Sound {
         let ciphertext = [nonce, sealed].concat();
         let mut memory = self.memory.lock().unwrap();
         if !self.outage() {
-            memory.known.insert(ciphertext.clone());
+            memory.known.insert((ciphertext.clone(), key_id.clone(), annotations.clone()));
         }
         memory.newest.insert(plaintext.clone(), ciphertext.clone());
         Ok(EncryptResponse { ciphertext, key_id, annotations })
@@ -174,17 +178,17 @@ impl Sound {
             if at_once.others >= AT_ONCE {
                 return Err(Status::resource_exhausted("too many calls"));
             }
-            if at_once.others > 10 {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            // They are slow for as long as a connection is new.
+            let _ = peer.flight.join().await;
         }
         if self.fault == Fault::UnwrapOfTheFirst {
             peer.flight.join().await?;
         }
-        if self.outage() && !self.memory.lock().unwrap().known.contains(&request.ciphertext) {
+        let DecryptRequest { ciphertext, key_id, annotations, .. } = request.clone();
+        if self.outage() && !self.memory.lock().unwrap().known.contains(&(ciphertext, key_id, annotations)) {
             match self.fault {
                 Fault::OutageHangsUnknown => std::future::pending().await,
-                Fault::OutageRefusesAtTheDeadline => tokio::time::sleep(Duration::from_millis(980)).await,
+                Fault::OutageRefusesAtTheDeadline => tokio::time::sleep(Duration::from_millis(5720)).await,
                 _ => {}
             }
             return Err(Status::unavailable("the KMS is away"));
