@@ -8,7 +8,7 @@ use crate::support::bad_plugin::fault::Fault;
 use crate::support::bad_plugin::faulty::Faulty;
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::fake_kms::Failure;
-use crate::support::site::{ALIAS, BINARY, Running, Site};
+use crate::support::site::{ALIAS, BINARY, PATIENCE, Running, Site};
 use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
 use kube_kms::api::v2::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
@@ -20,9 +20,10 @@ use kube_kms::client::kms::Target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
 /// A command of this text for `--kms-control`.
@@ -368,6 +369,32 @@ fn the_real_command_with_a_control_fails_the_items_of_an_outage_and_of_a_rotatio
     assert_eq!(outcomes(Fault::None, ["--rotated-within", "20s"]), (0, vec![], vec![]));
     assert_eq!(outcomes(Fault::OutageForGood, ["--recovered-within", "2s"]), (6, vec![28], vec![]));
     assert_eq!(outcomes(Fault::RotationUnseen, ["--rotated-within", "2s"]), (6, vec![69], vec![63]));
+}
+
+/// An operator who loses patience does not leave a KMS behind that nobody reaches.
+#[test]
+fn a_run_that_is_interrupted_during_an_outage_ends_it() {
+    let plugin = Faulty::start(Fault::None);
+    let (control, socket) = (plugin.control(), plugin.address());
+    let command = ["conformance", "--socket", &socket, "--only", "20", "--kms-control", &control];
+    let mut process = Command::new(BINARY).args(command).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !plugin.outage() && process.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(plugin.outage(), "the outage did not begin");
+    let id = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert!(!plugin.outage(), "the KMS is still away");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), said.as_str()),
+        (
+            Some(1),
+            "error: the run was interrupted\ncause: a signal asked to stop\nhint: the outage of the KMS was ended first\n"
+        )
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

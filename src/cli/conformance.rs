@@ -3,12 +3,14 @@
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
 use crate::client::conformance::{
-    self, Bounds, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
+    self, Act, Bounds, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
 };
 use clap::Args;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Columns of the title in the table.
 const TITLE_WIDTH: usize = 56;
@@ -21,8 +23,8 @@ The items are those of docs/conformance.md, 1 to 88. Nothing is changed but by -
 about 1,200 Encrypts and as many Decrypts, never more than 4,000 of each, some 300 of them with altered values that must be \
 refused; it takes half a minute. Think twice before running it against a plugin whose KMS bills or limits every call.\n\n\
 --kms-control runs CMD (no shell: a program and arguments, split on blanks) with one argument more: `rotate` makes the \
-KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. Whoever \
-interrupts a run during an outage runs `CMD restore` by hand.\n\n\
+KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. A run \
+that is interrupted during an outage ends it.\n\n\
 With --output json each item has `outcome` (passed, failed, not-applicable), `detail` (what was measured or seen) and, when \
 it failed, `hint` (where to look).\n\nExit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
 pub(super) struct Arguments {
@@ -75,9 +77,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let told = Arc::clone(&progress);
     let mut done = |report: &ItemReport| progress.count(report.outcome);
     let waiting = Box::new(move |what: &str| told.show(what));
-    let result = super::runtime()?.block_on(conformance::run(settings, waiting, &mut done));
+    let ended = super::runtime()?.block_on(async {
+        let stop = interrupted().map_err(|e| {
+            Failure::new(Exit::Failed, "signals cannot be caught")
+                .because(&e)
+                .hint("see the limits of this process: ulimit -a")
+        })?;
+        tokio::select! {
+            result = conformance::run(settings, waiting, &mut done) => Ok(result),
+            () = stop => Err(stopped(arguments.kms_control.as_ref()).await),
+        }
+    });
     output::progress("");
-    let report = result.map_err(|e| {
+    let report = ended?.map_err(|e| {
         Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
             .because(&e.0)
             .hint("is the plugin running, and may this user open its socket?")
@@ -87,6 +99,31 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         Format::Text => print(&report),
     }
     Ok(if report.totals.failed == 0 { Exit::Done } else { Exit::VerificationFailed })
+}
+
+/// Catches SIGINT and SIGTERM from now on; the future ends with the first.
+fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => (),
+            _ = terminate.recv() => (),
+        }
+    })
+}
+
+/// Nobody else would end the outage.
+async fn stopped(control: Option<&CommandControl>) -> Failure {
+    let failure = Failure::new(Exit::Failed, "the run was interrupted");
+    let Some(control) = control.filter(|control| control.is_away()) else {
+        return failure.cause("a signal asked to stop").hint("run it again; nothing was changed");
+    };
+    match control.act(Act::Restore).await {
+        Ok(()) => failure.cause("a signal asked to stop").hint("the outage of the KMS was ended first"),
+        Err(why) => {
+            failure.cause(why).hint("the KMS is still away: run the --kms-control command with `restore` by hand")
+        }
+    }
 }
 
 /// What the line on the terminal says while a run takes its time.

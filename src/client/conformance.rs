@@ -210,7 +210,7 @@ async fn check(item: &Item, session: &mut Session, long: bool) -> Check {
         Reach::No(why) => not_applicable(why),
         Reach::Long if !long => not_applicable("takes more than a minute: --long"),
         _ => {
-            (session.waiting)(&format!("{} {}", item.number, item.title));
+            (session.waiting)(&format!("item {}, {}", item.number, item.title));
             match item.section {
                 Section::Transport => transport_section(item.number, session).await,
                 Section::Status => status_section(item.number, session).await,

@@ -264,10 +264,3 @@ pub(super) fn uid() -> String {
 pub(super) fn random(len: usize) -> Vec<u8> {
     std::iter::repeat_with(|| uuid::Uuid::new_v4().into_bytes()).flatten().take(len).collect()
 }
-
-/// The largest but one percent.
-pub(super) fn p99(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    let skipped = times.len().div_euclid(100);
-    times.iter().rev().nth(skipped).copied().unwrap_or_default()
-}

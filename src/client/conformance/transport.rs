@@ -1,7 +1,7 @@
 //! Section A: HTTP/2 and gRPC on the socket, items 1 to 14.
 
 use super::raw::{Reaction, status_with_authority};
-use super::session::{Caller, Check, Session, Stop, altered, decrypt_request, failed, not_applicable, p99};
+use super::session::{Caller, Check, Session, Stop, altered, decrypt_request, failed, not_applicable};
 use super::wire::{Call, DECRYPT, ENCRYPT, STATUS, Trouble};
 use crate::api::v2::{DecryptResponse, StatusRequest, StatusResponse};
 use crate::client::kms::Target;
@@ -205,11 +205,13 @@ pub(super) async fn cancelled(session: &mut Session) -> Check {
         }
         times.push(watch.elapsed());
     }
-    let slowest = times.into_iter().max().unwrap_or_default();
-    if slowest > SLOW {
-        return failed(format!("after {CANCELLED} cancelled calls a Decrypt takes {slowest:?}"));
+    // Half of them: what is left behind slows down every call, a busy machine one.
+    times.sort_unstable();
+    let middle = times.get(times.len().div_euclid(2)).copied().unwrap_or_default();
+    if middle > SLOW {
+        return failed(format!("after {CANCELLED} cancelled calls a Decrypt takes {} ms", middle.as_millis()));
     }
-    Ok(format!("afterwards a Decrypt takes {} µs at most", slowest.as_micros()))
+    Ok(format!("afterwards a Decrypt takes {} µs", middle.as_micros()))
 }
 
 /// Item 13.
@@ -288,9 +290,14 @@ pub(super) async fn polls(session: &mut Session) -> Check {
         }
         times.push(watch.elapsed());
     }
-    let p99 = p99(times);
-    if p99 > SLOW {
-        return failed(format!("20 Status a second: p99 {p99:?}"));
+    let slow = times.iter().filter(|time| **time > SLOW).count();
+    let slowest = times.iter().max().map_or(0, Duration::as_millis);
+    // One may be the machine's.
+    if slow > 1 {
+        let limit = SLOW.as_millis();
+        return failed(format!(
+            "{slow} of 60 Status calls, 20 a second, took over {limit} ms, the slowest {slowest} ms"
+        ));
     }
-    Ok(format!("p99 {} µs over 3 s", p99.as_micros()))
+    Ok(format!("60 in 3 s, the slowest took {slowest} ms; calls to the KMS were not counted"))
 }

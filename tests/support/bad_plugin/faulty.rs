@@ -58,6 +58,11 @@ impl Faulty {
         }
     }
 
+    /// Whether the control has taken its KMS away.
+    pub fn outage(&self) -> bool {
+        self.dir.path().join("outage").exists()
+    }
+
     /// A program for `--kms-control`.
     pub fn control(&self) -> String {
         let (path, kms) = (self.dir.path().join("kms-control"), self.dir.path().display());

@@ -91,14 +91,14 @@ impl Sound {
     pub async fn status(&self) -> Result<StatusResponse, Status> {
         let n = self.statuses.fetch_add(1, Ordering::SeqCst);
         self.encrypts_in_a_row.store(0, Ordering::SeqCst);
-        if self.fault == Fault::StatusAsksTheKms && n % 32 == 31 {
+        if self.fault == Fault::StatusAsksTheKms && n % 10 == 9 {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
         let outage = self.outage();
         let well = {
             let mut memory = self.memory.lock().unwrap();
             memory.outage_seen |= outage;
-            !outage && !(self.fault == Fault::OutageForGood && memory.outage_seen)
+            !outage && (self.fault != Fault::OutageForGood || !memory.outage_seen)
         };
         let key_id = match self.fault {
             Fault::OutageFailsStatus if outage => return Err(Status::unavailable("the KMS is away")),
