@@ -55,7 +55,7 @@ impl Flight {
             }
         };
         if let Some(lead) = lead {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
             lead.send_replace(true);
         }
         // Whoever leads drops the sender when it is cancelled; those who come later need no unwrap any more.
