@@ -320,7 +320,8 @@ calls made: 1 Status, 1 Encrypt, 2 Decrypt
             6,
             "B. Status: 0 passed, 1 failed, 0 not applicable
   19  FAILED  `healthz` is exactly `ok`                                Status.healthz is \"OK\"; only `ok`, byte for \
-             byte, is healthy; so /readyz fails on kms-providers for as long as it says anything else
+             byte, is healthy
+             so /readyz fails on kms-providers for as long as it says anything else
              hint: return exactly `ok` when \
              well; any other text is a failure's description
 

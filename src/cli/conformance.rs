@@ -185,8 +185,13 @@ fn print_item(report: &ItemReport) {
     } else {
         " ".repeat(TITLE_WIDTH.saturating_sub(title.chars().count()))
     };
-    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, report.detail);
+    let consequence = format!("so {}", report.item.consequence);
+    let seen = report.detail.strip_suffix(&consequence).map(|seen| seen.trim_end_matches("; "));
+    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, seen.unwrap_or(&report.detail));
     output::line(line.trim_end());
+    if seen.is_some() {
+        output::line(format!("{:13}{consequence}", ""));
+    }
     if let Some(hint) = report.hint {
         output::line(format!("{:13}hint: {hint}", ""));
     }

@@ -158,6 +158,15 @@ impl Answer {
     }
 }
 
+/// What became of a call, in other words than h2's: `not a result of an error` is what it says of a GOAWAY.
+fn lost(error: h2::Error) -> Trouble {
+    Trouble::Lost(match error.reason() {
+        Some(reason) if error.is_go_away() => format!("the connection was closed with GOAWAY {reason:?}"),
+        Some(reason) if error.is_reset() => format!("the stream was reset with {reason:?}"),
+        _ => error.to_string(),
+    })
+}
+
 /// One connection. Closed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -169,12 +178,10 @@ pub(super) struct Wire {
 impl Wire {
     /// Connects, and sends the preface. The plugin has not said anything yet.
     pub(super) async fn connect(target: &Target) -> Result<Self, Trouble> {
-        let lost = |error: &dyn fmt::Display| Trouble::Lost(error.to_string());
-        let stream = target.connect().map_err(|e| lost(&e))?;
+        let stream = target.connect().map_err(|error| Trouble::Lost(error.to_string()))?;
         // h2 hangs up on a server whose small frames it has no time to read; grpc-go has no such limit.
         let mut builder = h2::client::Builder::new();
-        let (send, mut connection) =
-            builder.data_frame_budget(1 << 30).handshake(stream).await.map_err(|e| lost(&e))?;
+        let (send, mut connection) = builder.data_frame_budget(1 << 30).handshake(stream).await.map_err(lost)?;
         let streams = Arc::new(AtomicUsize::new(usize::MAX));
         let seen = Arc::clone(&streams);
         let driver = tokio::spawn(async move {
@@ -201,7 +208,6 @@ impl Wire {
 
     /// Sends a request and does not wait for the answer. Dropping what it returns resets the stream.
     pub(super) async fn start(&self, call: &Call) -> Result<Pending, Trouble> {
-        let lost = |error: h2::Error| Trouble::Lost(error.to_string());
         let request = call.request().map_err(|error| Trouble::Lost(error.to_string()))?;
         let mut ready = self.send.clone().ready().await.map_err(lost)?;
         let (response, mut stream) = ready.send_request(request, false).map_err(lost)?;
@@ -250,7 +256,6 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) async fn answer(self) -> Result<Answer, Trouble> {
-        let lost = |error: h2::Error| Trouble::Lost(error.to_string());
         let (parts, mut stream) = self.response.await.map_err(lost)?.into_parts();
         if parts.status != http::StatusCode::OK {
             return Err(Trouble::Garbled(format!("HTTP status {}", parts.status)));
