@@ -14,6 +14,8 @@ use std::time::Duration;
 /// How long it lasts.
 const LASTS: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
+/// Polls at most, while a recovery is waited for.
+const POLLS: u32 = 900;
 /// A refusal that takes more of the deadline than this share comes at the deadline and not before it.
 const SHARE: (u32, u32) = (19, 20);
 
@@ -132,12 +134,13 @@ fn refused(caller: &Caller, trouble: &Trouble, took: Duration) -> Went {
 
 async fn recovery(caller: &Caller, value: &Sealed, limit: Duration) -> Option<Duration> {
     let watch = Stopwatch::start();
+    let every = limit.checked_div(POLLS).unwrap_or_default().max(POLL);
     while watch.elapsed() < limit {
         let ok = caller.status().await.is_ok_and(|status| status.healthz == "ok");
         if ok && caller.encrypt(&value.plaintext).await.is_ok() && caller.opens(value).await.is_ok() {
             return Some(watch.elapsed());
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(every).await;
     }
     None
 }

@@ -20,6 +20,8 @@ const HOUR: u64 = 3600 * SECOND;
 const SECOND: u64 = 1_000_000_000;
 const READYZ_EVERY: u64 = 10 * SECOND;
 const POLL: Duration = Duration::from_millis(100);
+/// Polls at most: whoever gives a rotation an hour does not want 36,000 Encrypts.
+const POLLS: u32 = 1800;
 /// Pairs of Status and Encrypt after the first that shows the rotation.
 const PAIRS_AFTER: u32 = 30;
 
@@ -139,6 +141,7 @@ async fn rotation(session: &mut Session) -> Result<Seen, Stop> {
     let caller = session.caller().await?;
     let before = caller.status().await.or_else(|t| failed(format!("Status before the rotation: {t}")))?.key_id;
     let limit = session.bounds.rotation;
+    let every = limit.checked_div(POLLS).unwrap_or_default().max(POLL);
     (session.waiting)(&format!("a rotation ({limit:?} at most)"));
     if let Err(why) = control.act(Act::Rotate).await {
         return not_applicable(why);
@@ -147,7 +150,7 @@ async fn rotation(session: &mut Session) -> Result<Seen, Stop> {
     let mut seen = Seen { after: None, changes: 0, pairs: 0, misses: 0, trouble: None };
     let (mut last, mut remaining) = (before, PAIRS_AFTER);
     while remaining > 0 && watch.elapsed() < limit {
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(every).await;
         let plaintext = random(32);
         let (status, sealed) = (caller.status().await, caller.encrypt(&plaintext).await);
         let (status, sealed) = match (status, sealed) {
