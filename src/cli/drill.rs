@@ -94,11 +94,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let Drill::Rehearse(arguments) = &arguments.drill;
     let plan = plan(arguments)?;
     let runtime = super::runtime()?;
-    let progress: Arc<dyn Progress> = if std::io::stderr().is_terminal() {
-        Arc::new(Live(ProgressBar::new_spinner()))
-    } else {
-        Arc::new(Lines)
-    };
+    let progress: Arc<dyn Progress> =
+        if std::io::stderr().is_terminal() { Arc::new(Live(ProgressBar::new_spinner())) } else { Arc::new(Lines) };
     let report = runtime.block_on(async {
         let interrupted = interrupted()?;
         crate::drill::rehearse(plan, progress, interrupted).await.map_err(|error| failure(&error))
@@ -154,7 +151,9 @@ fn plan(arguments: &Rehearse) -> Result<Plan, Failure> {
 fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
     let open = |kind| {
         signal(kind).map_err(|error| {
-            Failure::new(Exit::Failed, "signals cannot be watched").because(&error).hint("see the limits of this process")
+            Failure::new(Exit::Failed, "signals cannot be watched")
+                .because(&error)
+                .hint("see the limits of this process")
         })
     };
     let (mut interrupt, mut terminate) = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?);
@@ -171,13 +170,13 @@ fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
 fn failure(error: &DrillError) -> Failure {
     let what = "the drill could not begin";
     match error {
-        DrillError::Kek(fault) => {
-            Failure::of_fault(error.to_string(), fault).hint("`kube-kms check` with this KEK in a configuration says more")
-        }
+        DrillError::Kek(fault) => Failure::of_fault(error.to_string(), fault)
+            .hint("`kube-kms check` with this KEK in a configuration says more"),
         DrillError::Config(problems) => {
             let failure = Failure::new(Exit::Usage, what).cause(error.to_string());
             let failure = problems.to_string().lines().fold(failure, Failure::cause);
-            failure.hint("--kek, --region and --endpoint are the `key`, `region` and `endpoint` of docs/configuration.md")
+            failure
+                .hint("--kek, --region and --endpoint are the `key`, `region` and `endpoint` of docs/configuration.md")
         }
         DrillError::Connect(_) => Failure::new(Exit::Configuration, what)
             .because(error)

@@ -203,7 +203,10 @@ mod tests {
     fn markdown_keeps_its_tables_whole() {
         let text = markdown(&report());
         assert!(text.contains(r"| 4.1 | a\|b | held | seen there |"), "{text}");
-        assert!(text.contains("| 4.2 | c | **did not hold** | no |") && text.contains("| 4 | converge | **failed** | 3.2 s |"));
+        assert!(
+            text.contains("| 4.2 | c | **did not hold** | no |")
+                && text.contains("| 4 | converge | **failed** | 3.2 s |")
+        );
         let columns = |line: &str| line.replace(r"\|", "").matches('|').count();
         let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| 4.")).collect();
         assert!(rows.len() == 3 && rows.iter().all(|row| columns(row) == 5), "{rows:?}");

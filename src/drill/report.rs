@@ -80,7 +80,7 @@ pub(crate) const PROVES: [&str; 3] = [
 
 /// What it does not.
 pub(crate) const DOES_NOT_PROVE: [&str; 4] = [
-    "nothing of your cluster was touched: neither its etcd, nor its API servers, nor the plugins that serve them",
+    "anything about your cluster: its etcd, its API servers and the plugins that serve them were not touched",
     "that your KMS, its permissions and your network let every control-plane node do the same; `kube-kms check` on each node \
      tries its KEK",
     "that no object, and no backup of etcd, is still under the old key: only a scan of your own etcd tells; do not retire a \

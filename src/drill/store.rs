@@ -83,7 +83,8 @@ mod tests {
     fn objects_are_counted_by_key_id_and_what_is_not_encrypted_apart() {
         let mut store = Store::default();
         for (n, key_id) in ["a", "b", "b"].iter().enumerate() {
-            let object = EncryptedObject { key_id: (*key_id).to_owned(), encrypted_data: vec![1], ..Default::default() };
+            let object =
+                EncryptedObject { key_id: (*key_id).to_owned(), encrypted_data: vec![1], ..Default::default() };
             store.put(&Store::key("x", n), stored::encode("drill", &object));
         }
         store.put("/registry/plain", b"{}".to_vec());

@@ -7,10 +7,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 pub(crate) struct Tasks(Vec<AbortHandle>);
 
 impl Tasks {
-    pub(crate) fn spawn<T: Send + 'static>(
-        &mut self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<T> {
+    pub(crate) fn spawn<T: Send + 'static>(&mut self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         let handle = tokio::spawn(task);
         self.0.push(handle.abort_handle());
         handle

@@ -74,7 +74,7 @@ impl Tempo {
                 key: "probe.interval",
                 value: text(self.probe_interval),
                 meaning: format!(
-                    "every Status moves within about {} intervals after a rotation: with the default of 1m within some 2m30s",
+                    "a rotation is believed when {} probes in a row have seen it: with the defaults within 2m16s at most",
                     self.observations
                 ),
             },

@@ -88,7 +88,7 @@ impl Timeline {
         ids
     }
 
-    /// Since when that plugin has had its present key_id.
+    /// When that plugin named this key_id first.
     pub(crate) fn changed_at(&self, node: &str, key_id: &str) -> Option<u64> {
         let seen = locked(&self.seen);
         seen.iter().find(|s| s.node == node && s.key_id.as_deref() == Some(key_id)).map(|s| s.at_ms)

@@ -173,7 +173,11 @@ impl World {
     }
 
     /// Waits until this holds for all nodes; which of them it does not, after `within`.
-    pub(crate) async fn until_nodes(&self, within: Duration, holds: impl Fn(&Self, &Node) -> bool) -> Result<(), String> {
+    pub(crate) async fn until_nodes(
+        &self,
+        within: Duration,
+        holds: impl Fn(&Self, &Node) -> bool,
+    ) -> Result<(), String> {
         let watch = crate::os::Stopwatch::start();
         loop {
             let missing: Vec<&str> =

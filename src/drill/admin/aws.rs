@@ -104,17 +104,15 @@ impl AwsAdmin {
 }
 
 /// One call, within its time.
-async fn within<T, E>(
-    call: impl Future<Output = Result<T, SdkError<E>>>,
-    permission: &str,
-) -> Result<T, AdminError>
+async fn within<T, E>(call: impl Future<Output = Result<T, SdkError<E>>>, permission: &str) -> Result<T, AdminError>
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
-            let said = error.as_service_error().map(|e| (e.code().unwrap_or("error"), e.message().unwrap_or("no message")));
+            let said =
+                error.as_service_error().map(|e| (e.code().unwrap_or("error"), e.message().unwrap_or("no message")));
             let Some((code, message)) = said else {
                 return Err(AdminError::Failed(format!("{permission}: {}", chain(&error))));
             };

@@ -2,6 +2,7 @@
 
 use crate::drill::claim::{Sheet, Step};
 use crate::drill::load::verdict;
+use crate::drill::node::Node;
 use crate::drill::script::Playing;
 use crate::drill::step::ms;
 use crate::drill::world::World;
@@ -45,9 +46,7 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     let (old, new) = w.key_ids()?;
     let (stated, watch) = (w.tempo.converges_within(), Stopwatch::start());
     w.doing("waiting for every Status to move", 0, 0);
-    let names_new = |w: &World, node: &crate::drill::node::Node| {
-        w.timeline.last(&node.name).is_some_and(|seen| seen.key_id.as_deref() == Some(&new))
-    };
+    let names_new = |w: &World, node: &Node| w.timeline.changed_at(&node.name, &new).is_some();
     let moved = w.until_nodes(stated, names_new).await;
     let mut when = Vec::new();
     for node in &w.nodes {
@@ -57,10 +56,13 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
             sheet.number(format!("statusMovedAfterMs.{}", node.name), after);
         }
     }
-    sheet.judge(1, match &moved {
-        Ok(()) => Ok(format!("{}; stated {}", when.join(", "), ms(stated))),
-        Err(nodes) => Err(format!("not on node {nodes} within {}", ms(stated))),
-    });
+    sheet.judge(
+        1,
+        match &moved {
+            Ok(()) => Ok(format!("{}; stated {}", when.join(", "), ms(stated))),
+            Err(nodes) => Err(format!("not on node {nodes} within {}", ms(stated))),
+        },
+    );
     let stated = w.tempo.api_servers_follow_within();
     let asked = Stopwatch::start();
     let mut late: Vec<&str>;
@@ -73,11 +75,14 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    sheet.judge(3, if late.is_empty() {
-        Ok(format!("{} after the rotation, and {} after the last Status", ms(watch.elapsed()), ms(asked.elapsed())))
-    } else {
-        Err(format!("API server {} still writes under {old}", late.join(", ")))
-    });
+    sheet.judge(
+        3,
+        if late.is_empty() {
+            Ok(format!("{} after the rotation, and {} after the last Status", ms(watch.elapsed()), ms(asked.elapsed())))
+        } else {
+            Err(format!("API server {} still writes under {old}", late.join(", ")))
+        },
+    );
     sheet.time("apiServersMovedAfterMs", watch.elapsed());
     w.doing("watching for a way back", 0, 0);
     tokio::time::sleep(WATCHED).await;
@@ -89,10 +94,13 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
         .filter(|(_, ids)| *ids != wanted)
         .map(|(name, ids)| format!("node {name}: {}", ids.join(", then ")))
         .collect();
-    sheet.judge(2, if wrong.is_empty() {
-        Ok(format!("one move on every node, watched for {} more", ms(WATCHED)))
-    } else {
-        Err(wrong.join("; "))
-    });
+    sheet.judge(
+        2,
+        if wrong.is_empty() {
+            Ok(format!("one move on every node, watched for {} more", ms(WATCHED)))
+        } else {
+            Err(wrong.join("; "))
+        },
+    );
     Ok(())
 }

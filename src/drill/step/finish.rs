@@ -53,9 +53,8 @@ fn judge_whole(w: &World, sheet: &mut Sheet) {
         .collect();
     let servers = w.fronts.len().saturating_add(w.found_before.len());
     let expected = if w.expected.is_empty() { "" } else { ", but for the health that step 9 took away" };
-    sheet.judge(2, if found.is_empty() {
-        Ok(format!("{servers} API servers{expected}"))
-    } else {
-        Err(found.join("; "))
-    });
+    sheet.judge(
+        2,
+        if found.is_empty() { Ok(format!("{servers} API servers{expected}")) } else { Err(found.join("; ")) },
+    );
 }

@@ -47,7 +47,16 @@ mod tests {
     fn the_steps_are_numbered_and_named_as_documented() {
         let all: Vec<_> = SCRIPT.iter().map(|scene| (scene.step.number, scene.step.name)).collect();
         let names = [
-            "preflight", "seed", "rotate", "converge", "prove both", "restart", "migrate", "retire", "outage", "report",
+            "preflight",
+            "seed",
+            "rotate",
+            "converge",
+            "prove both",
+            "restart",
+            "migrate",
+            "retire",
+            "outage",
+            "report",
         ];
         assert_eq!(all, (1..).zip(names).collect::<Vec<_>>());
         assert!(SCRIPT.iter().all(|scene| !scene.step.claims.is_empty()));

@@ -67,11 +67,14 @@ async fn while_cut(w: &mut World, sheet: &mut Sheet, key_id: &str, begin: u64) -
         .flat_map(|node| w.timeline.deviations(&node.name, begin, key_id))
         .map(|seen| format!("node {}: {} {}", seen.node, seen.health, seen.key_id.unwrap_or_default()))
         .collect();
-    sheet.judge(2, if said.is_empty() {
-        Ok(format!("`ok` and {key_id} for {}; outage.grace is {}", ms(invisible), ms(tempo.grace)))
-    } else {
-        Err(said.join("; "))
-    });
+    sheet.judge(
+        2,
+        if said.is_empty() {
+            Ok(format!("`ok` and {key_id} for {}; outage.grace is {}", ms(invisible), ms(tempo.grace)))
+        } else {
+            Err(said.join("; "))
+        },
+    );
     w.doing("the KEK is away; waiting for the end of the grace", 0, 0);
     let is_degraded = |w: &World, node: &Node| {
         w.timeline.last(&node.name).is_some_and(|s| s.health.contains(DEGRADED) && s.key_id.as_deref() == Some(key_id))
@@ -85,20 +88,26 @@ async fn while_cut(w: &mut World, sheet: &mut Sheet, key_id: &str, begin: u64) -
     let mut late = w.new_node()?;
     late.start().map_err(|error| format!("node {}: {error}", late.name))?;
     let started = late.until_ok(STARTS_NOT).await;
-    sheet.judge(1, match started {
-        Ok((key_id, _)) => Err(format!("it is well and reports {key_id}")),
-        Err(_) => Ok(late.last_words()),
-    });
+    sheet.judge(
+        1,
+        match started {
+            Ok((key_id, _)) => Err(format!("it is well and reports {key_id}")),
+            Err(said) => Ok(said),
+        },
+    );
     drop(late);
     w.doing("the KEK is away; beyond what an API server's writes live", 0, 0);
     tokio::time::sleep(tempo.beyond_the_write_state().saturating_sub(STARTS_NOT)).await;
     let ready: Vec<&str> = w.fronts.iter().filter(|front| front.is_ready()).map(|front| front.name.as_str()).collect();
     let said = w.nodes.first().and_then(|node| w.timeline.last(&node.name)).map(|seen| seen.health).unwrap_or_default();
-    sheet.judge(3, match (degraded, ready.is_empty()) {
-        (Ok(()), true) => Ok(format!("{said:?} {} after the cut", ms(visible))),
-        (Ok(()), false) => Err(format!("API server {} is ready all the same", ready.join(", "))),
-        (Err(nodes), _) => Err(format!("not node {nodes} within {}; it says {said:?}", ms(within))),
-    });
+    sheet.judge(
+        3,
+        match (degraded, ready.is_empty()) {
+            (Ok(()), true) => Ok(format!("{said:?} {} after the cut", ms(visible))),
+            (Ok(()), false) => Err(format!("API server {} is ready all the same", ready.join(", "))),
+            (Err(nodes), _) => Err(format!("not node {nodes} within {}; it says {said:?}", ms(within))),
+        },
+    );
     sheet.time("awayMs", watch.elapsed());
     Ok(())
 }
@@ -117,11 +126,14 @@ async fn recovery(w: &mut World, sheet: &mut Sheet, key_id: &str) -> Result<(), 
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let unready: Vec<&str> = w.fronts.iter().filter(|front| !front.is_ready()).map(|f| f.name.as_str()).collect();
-    sheet.judge(5, match (well, unready.is_empty()) {
-        (Ok(()), true) => Ok(format!("{} after its end", ms(after))),
-        (Ok(()), false) => Err(format!("API server {} is not ready", unready.join(", "))),
-        (Err(nodes), _) => Err(format!("not node {nodes} within {}", ms(Tempo::RECOVERS_WITHIN))),
-    });
+    sheet.judge(
+        5,
+        match (well, unready.is_empty()) {
+            (Ok(()), true) => Ok(format!("{} after its end", ms(after))),
+            (Ok(()), false) => Err(format!("API server {} is not ready", unready.join(", "))),
+            (Err(nodes), _) => Err(format!("not node {nodes} within {}", ms(Tempo::RECOVERS_WITHIN))),
+        },
+    );
     let keys = w.store.keys();
     for front in &w.fronts {
         let failed = front.read_all(&w.store, &keys).await;

@@ -51,7 +51,10 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     sheet.judge(1, Ok(started.join(", ")));
     let others: Vec<String> =
         ids.iter().filter(|(_, id)| *id != expected).map(|(node, id)| format!("node {node} reports {id}")).collect();
-    sheet.judge(2, if others.is_empty() { Ok(expected.clone()) } else { Err(format!("{}; it is {expected}", others.join(", "))) });
+    sheet.judge(
+        2,
+        if others.is_empty() { Ok(expected.clone()) } else { Err(format!("{}; it is {expected}", others.join(", "))) },
+    );
     for node in &w.nodes {
         w.fronts.push(Front::start(&node.name, node.target(), w.tempo).await?);
     }

@@ -41,11 +41,15 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     let keys = w.store.keys();
     for front in &w.fronts {
         let failed = front.read_all(&w.store, &keys).await;
-        sheet.judge_if(2, failed.is_empty(), if failed.is_empty() {
-            format!("{} objects through {} API servers", keys.len(), w.fronts.len())
-        } else {
-            format!("API server {}: {}", front.name, unopened(&failed))
-        });
+        sheet.judge_if(
+            2,
+            failed.is_empty(),
+            if failed.is_empty() {
+                format!("{} objects through {} API servers", keys.len(), w.fronts.len())
+            } else {
+                format!("API server {}: {}", front.name, unopened(&failed))
+            },
+        );
     }
     w.doing("reading everything on a node that was never there", 0, 0);
     let fresh = match w.fresh().await {
@@ -58,11 +62,11 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     let failed = fresh.front.read_all(&w.store, &keys).await;
     let decrypts = fresh.front.server.report().counts.calls(Rpc::Decrypt);
     sheet.number("decryptsOfAColdStart", decrypts);
-    sheet.judge_if(3, failed.is_empty(), if failed.is_empty() {
-        format!("{} objects with {decrypts} Decrypts", keys.len())
-    } else {
-        unopened(&failed)
-    });
+    sheet.judge_if(
+        3,
+        failed.is_empty(),
+        if failed.is_empty() { format!("{} objects with {decrypts} Decrypts", keys.len()) } else { unopened(&failed) },
+    );
     w.done_with(fresh);
     Ok(())
 }

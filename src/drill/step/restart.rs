@@ -61,11 +61,11 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     };
     sheet.judge(1, Ok(format!("{} after the kill", ms(away))));
     sheet.time("backAfterMs", away);
-    sheet.judge_if(2, key_id == before, if key_id == before {
-        key_id
-    } else {
-        format!("{before} before, {key_id} after")
-    });
+    sheet.judge_if(
+        2,
+        key_id == before,
+        if key_id == before { key_id } else { format!("{before} before, {key_id} after") },
+    );
     judge_lanes(sheet, &lanes, &name, away);
     w.doing("reading everything again", 0, 0);
     let (Some(node), Some(front)) = (w.nodes.first(), w.fronts.first()) else { return Ok(()) };

@@ -59,7 +59,10 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
         .flat_map(|node| w.timeline.deviations(&node.name, since, &new))
         .map(|seen| format!("node {}: {} {}", seen.node, seen.health, seen.key_id.unwrap_or_default()))
         .collect();
-    sheet.judge(5, if changes.is_empty() { Ok(format!("`ok` and {new} all the time")) } else { Err(changes.join("; ")) });
+    sheet.judge(
+        5,
+        if changes.is_empty() { Ok(format!("`ok` and {new} all the time")) } else { Err(changes.join("; ")) },
+    );
     let undone = w.admin.reinstate().await;
     let restored = reinstated(w, &left, undone.map_err(|error| error.to_string())).await;
     sheet.judge(6, restored);

@@ -51,11 +51,15 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     for front in &w.fronts {
         w.doing(&format!("reading them through API server {}", front.name), 0, 0);
         let failed = front.read_all(&w.store, &keys).await;
-        sheet.judge_if(2, failed.is_empty(), if failed.is_empty() {
-            format!("{} objects through {} API servers", keys.len(), w.fronts.len())
-        } else {
-            format!("API server {}: {}", front.name, unopened(&failed))
-        });
+        sheet.judge_if(
+            2,
+            failed.is_empty(),
+            if failed.is_empty() {
+                format!("{} objects through {} API servers", keys.len(), w.fronts.len())
+            } else {
+                format!("API server {}: {}", front.name, unopened(&failed))
+            },
+        );
     }
     let pair = (keys.first(), keys.get(1), w.fronts.first());
     let (Some(one), Some(other), Some(front)) = pair else { return Err("there are not two objects".to_owned()) };
@@ -66,10 +70,14 @@ async fn run(w: &mut World, sheet: &mut Sheet) -> Result<(), String> {
     }
     let moved = front.server.read(other, value).await.is_ok();
     let changed = front.server.read(one, &flipped).await.is_ok();
-    sheet.judge_if(3, !moved && !changed, match (moved, changed) {
-        (false, false) => "neither opens",
-        (true, _) => "the moved value opens",
-        _ => "the changed value opens",
-    });
+    sheet.judge_if(
+        3,
+        !moved && !changed,
+        match (moved, changed) {
+            (false, false) => "neither opens",
+            (true, _) => "the moved value opens",
+            _ => "the changed value opens",
+        },
+    );
     Ok(())
 }
