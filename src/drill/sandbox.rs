@@ -1,7 +1,9 @@
 //! The directory of a rehearsal, mode 0700: configurations, keyring, state, sockets, logs. It goes with this value, however
 //! the drill ends, unless the operator wants to keep it.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -15,8 +17,9 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn new(keep: bool) -> io::Result<Self> {
-        // The crate makes it 0700. The path stays short: a socket's is limited to 107 bytes.
-        let mut dir = tempfile::Builder::new().prefix("kube-kms-drill-").tempdir()?;
+        // SECURITY: the crate's own default leaves it to the umask. The path stays short: a socket's has 107 bytes at most.
+        let private = Permissions::from_mode(0o700);
+        let mut dir = tempfile::Builder::new().prefix("kube-kms-drill-").permissions(private).tempdir()?;
         dir.disable_cleanup(keep);
         Ok(Self { path: dir.path().to_owned(), dir: Some(dir), keep })
     }

@@ -18,6 +18,8 @@ pub(crate) struct Tempo {
     pub(crate) cache_ttl: Duration,
     pub(crate) grace: Duration,
     pub(crate) rpc_timeout: Duration,
+    /// Within this time everybody at the KEK knows that a key was retired or reinstated.
+    pub(crate) spreads_within: Duration,
 }
 
 /// One setting of the sandbox, for the report.
@@ -41,11 +43,16 @@ impl Tempo {
         cache_ttl: Duration::from_secs(3),
         grace: Duration::from_secs(8),
         rpc_timeout: Duration::from_secs(3),
+        spreads_within: SLACK,
     };
 
     /// For a KEK behind a network.
-    pub(crate) const REMOTE: Self =
-        Self { probe_interval: Duration::from_secs(2), probe_timeout: Duration::from_millis(1500), ..Self::LOCAL };
+    pub(crate) const REMOTE: Self = Self {
+        probe_interval: Duration::from_secs(2),
+        probe_timeout: Duration::from_millis(1500),
+        spreads_within: Duration::from_secs(30),
+        ..Self::LOCAL
+    };
 
     /// Within this time after a rotation every Status has moved.
     pub(crate) fn converges_within(&self) -> Duration {

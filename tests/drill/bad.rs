@@ -95,7 +95,8 @@ own "$dir/own.json"
 "#,
     );
     assert_eq!(drill.status, 6);
-    drill.held_but(&[("5.3", "did not hold"), ("8.6", "did not hold")]);
+    // The object that step 7 leaves behind cannot be brought back on such a node either.
+    drill.held_but(&["5.3", "8.6", "9.6"].map(|number| (number, "did not hold")));
 }
 
 #[test]

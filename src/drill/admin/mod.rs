@@ -17,6 +17,7 @@ pub(crate) type AdminFuture<'a> = Pin<Box<dyn Future<Output = Result<String, Adm
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AdminError {
     /// We may not; somebody else may.
+    #[cfg_attr(not(feature = "aws"), expect(dead_code, reason = "nobody denies us a file of the sandbox"))]
     Denied(String),
     /// There is no such thing with this KEK.
     NotPossible(String),

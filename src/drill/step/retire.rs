@@ -2,7 +2,6 @@
 
 use crate::client::apiserver::{Rewrite, TransformError};
 use crate::client::kms::Target;
-use crate::core::fault::Class;
 use crate::drill::admin::AdminError;
 use crate::drill::claim::{Sheet, Step};
 use crate::drill::front::{Front, unopened};
@@ -28,8 +27,6 @@ pub(crate) static STEP: Step = Step {
     ],
 };
 
-/// A KMS may need a moment until everybody knows of a change.
-const SPREADS_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 pub(crate) fn play<'a>(w: &'a mut World, sheet: &'a mut Sheet) -> Playing<'a> {
@@ -75,7 +72,7 @@ async fn while_retired(w: &mut World, sheet: &mut Sheet, left: &str) -> Result<(
     match w.fresh().await {
         Ok(fresh) => {
             let target = fresh.node.target();
-            let refused = until_refused(w, &fresh.front, &target, left, SPREADS_WITHIN).await;
+            let refused = until_refused(w, &fresh.front, &target, left, w.tempo.spreads_within).await;
             let failed = fresh.front.read_all(&w.store, &keys).await;
             let all = format!("{} objects", keys.len());
             sheet.judge(2, if failed.is_empty() { Ok(all) } else { Err(unopened(&failed)) });
@@ -133,7 +130,6 @@ fn is_documented(status: &tonic::Status) -> bool {
     use crate::core::fault::Reason::{KekDisabled, KekGone, KekMaterialGone, KekPendingDeletion};
 
     let dead = [KekDisabled, KekGone, KekMaterialGone, KekPendingDeletion];
-    debug_assert!(dead.iter().all(|reason| reason.class() == Class::KekDead));
     status.code() == Code::FailedPrecondition && dead.iter().any(|reason| status.message().contains(reason.phrase()))
 }
 
@@ -150,7 +146,7 @@ async fn reinstated(w: &mut World, left: &str, undone: Result<String, String>) -
                 break Ok(format!("{done}; it opens and is rewritten"));
             }
             Ok(Rewrite::Unneeded) => break Err("it opens and is not rewritten".to_owned()),
-            Err(error) if watch.elapsed() >= SPREADS_WITHIN => break Err(format!("{done}; {error}")),
+            Err(error) if watch.elapsed() >= w.tempo.spreads_within => break Err(format!("{done}; {error}")),
             Err(_) => tokio::time::sleep(LOOK_EVERY).await,
         }
     };
