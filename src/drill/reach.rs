@@ -129,7 +129,7 @@ mod tests {
     fn a_keyring_is_moved_away_and_back() {
         let dir = tempfile::tempdir().unwrap();
         let (path, away) = (dir.path().join("k"), dir.path().join("k.away"));
-        std::fs::write(&path, "x").unwrap();
+        crate::durable::write(&path, b"x", crate::durable::Existing::Refuse).unwrap();
         let reach = Reach::File { path: path.clone(), away };
         reach.cut().unwrap();
         assert!(!path.exists());
