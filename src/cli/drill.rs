@@ -11,7 +11,7 @@ use crate::durable::{self, Existing};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -93,6 +93,11 @@ fn objects(text: &str) -> Result<usize, String> {
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let Drill::Rehearse(arguments) = &arguments.drill;
     let plan = plan(arguments)?;
+    // Not after a minute.
+    if let Some(path) = &arguments.report {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        folder.map_or(Ok(()), |folder| std::fs::metadata(folder).map(|_| ())).map_err(|e| unwritable(path, &e))?;
+    }
     let runtime = super::runtime()?;
     let progress: Arc<dyn Progress> =
         if std::io::stderr().is_terminal() { Arc::new(Live(ProgressBar::new_spinner())) } else { Arc::new(Lines) };
@@ -107,13 +112,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     };
     output::raw(text.as_bytes());
     if let Some(path) = &arguments.report {
-        durable::write(path, text.as_bytes(), Existing::Replace).map_err(|error| {
-            Failure::new(Exit::Failed, format!("the report cannot be written to {}", path.display()))
-                .because(&error)
-                .hint("it is on stdout all the same; see whether the directory exists and may be written to")
-        })?;
+        durable::write(path, text.as_bytes(), Existing::Replace).map_err(|error| unwritable(path, &error))?;
     }
     Ok(if report.passed { Exit::Done } else { Exit::VerificationFailed })
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("the report cannot be written to {}", path.display())).because(error).hint(
+        "see whether the directory exists and may be written to; the report of a drill that has ended is on stdout too",
+    )
 }
 
 fn json(report: &Report) -> String {

@@ -30,6 +30,7 @@ fn a_drill_that_cannot_begin_says_why_and_leaves_nothing() {
     for (arguments, status, says) in [
         (vec!["--objects", "9"], 2, "10 to 100000"),
         (vec!["--rotate-to", "x"], 2, "--kek"),
+        (vec!["--report", "none/there.md"], 1, "the report cannot be written to none/there.md"),
         ([&["--kek", "alias/none"][..], &at].concat(), 5, "cause: kek-gone"),
         ([&["--kek", "no key"][..], &at].concat(), 2, "does not name a key"),
         (
