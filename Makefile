@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build image test e2e lint fmt bench deny presubmit clean
+.PHONY: help run build image test e2e lint fmt bench deny drill presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: ## Benchmark the hot path without gRPC, against the floors of this machin
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources
+
+drill: $(KUBE_KMS) ## Rehearse a key rotation in a sandbox, on the `local` KEK, and test every claim of it (about a minute)
+	@$(KUBE_KMS) drill rehearse
 
 presubmit: lint test ## What a change must pass; ends with a clean tree
 	@git diff --exit-code --stat

@@ -32,6 +32,7 @@ mod contract_outage;
 mod contract_status;
 mod contract_transport;
 mod dek_life;
+mod drill;
 mod fake_kms_is_honest;
 mod fault;
 mod judge;

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod conformance;
+mod drill;
 pub mod exit;
 pub mod keyring;
 pub mod manifests;
@@ -42,6 +43,8 @@ enum Command {
     Probe(probe::Arguments),
     /// Check a plugin against the conformance list, item by item, through its socket
     Conformance(conformance::Arguments),
+    /// Walk a whole key rotation, and test every claim of it
+    Drill(drill::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
@@ -81,6 +84,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Manifests(arguments) => manifests::run(&arguments),
         Command::Completions { shell } => {
