@@ -4,7 +4,7 @@ use super::transcript::run;
 use crate::support::site::{BINARY, Site};
 use std::process::Stdio;
 
-const HELP: [&[&str]; 0] = [
+const HELP: &[&[&str]] = &[
     &["--help"],
     &["serve", "--help"],
     &["check", "--help"],
