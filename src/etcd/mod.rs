@@ -4,3 +4,6 @@
 //! Refuses to know who prints the result.
 
 pub mod record;
+pub mod resource;
+pub mod tally;
+pub mod value;
