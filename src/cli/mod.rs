@@ -4,10 +4,12 @@
 
 pub mod check;
 pub mod conformance;
+pub mod etcd_access;
 pub mod exit;
 pub mod keyring;
 pub mod output;
 pub mod probe;
+pub mod scan;
 pub mod serve;
 
 use crate::client::kms::Target;
@@ -43,6 +45,8 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
+    /// Say which keys are in use in etcd, and whether the old ones may be retired
+    Scan(scan::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -79,6 +83,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
+        Command::Scan(arguments) => scan::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);

@@ -12,3 +12,4 @@ pub mod rpc;
 pub mod scan;
 pub mod tally;
 pub mod value;
+pub mod verdict;
