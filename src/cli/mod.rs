@@ -6,6 +6,7 @@ pub mod check;
 pub mod conformance;
 pub mod etcd_access;
 pub mod exit;
+pub mod inspect;
 pub mod keyring;
 pub mod output;
 pub mod probe;
@@ -47,6 +48,8 @@ enum Command {
     Keyring(keyring::Arguments),
     /// Say which keys are in use in etcd, and whether the old ones may be retired
     Scan(scan::Arguments),
+    /// Decode one stored value, field by field, and say whether it opens
+    Inspect(inspect::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -84,6 +87,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Scan(arguments) => scan::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);

@@ -245,10 +245,16 @@ fn name(rest: &[u8]) -> Option<&str> {
 /// The name of a KMS v1 provider, which may contain colons. Two bytes of length follow it; the first of them is small for
 /// any DEK that a KMS returns, and no byte of a name is. When no colon is followed by such a length, the first colon ends it.
 fn kms_v1_name(rest: &[u8]) -> Option<&str> {
-    let ends = || rest.iter().enumerate().filter(|(_, b)| **b == b':').map(|(at, _)| at);
-    let followed_by_length = |at: &usize| rest.get(at.saturating_add(1)).is_some_and(|high| *high < KMS_V1_DEK_MAX);
-    let end = ends().find(followed_by_length).or_else(|| ends().next()).filter(|end| *end > 0)?;
-    std::str::from_utf8(rest.get(..end)?).ok()
+    let names = || {
+        let ends = rest.iter().enumerate().filter(|(_, b)| **b == b':').map(|(at, _)| at);
+        // A byte that no name has ends the search: everything after it is data.
+        let names = ends.map_while(|end| Some((end, std::str::from_utf8(rest.get(..end)?).ok()?)));
+        names.take_while(|(_, name)| !name.chars().any(char::is_control))
+    };
+    let followed_by_length =
+        |(end, _): &(usize, &str)| rest.get(end.saturating_add(1)).is_some_and(|high| *high < KMS_V1_DEK_MAX);
+    let name = names().find(followed_by_length).or_else(|| names().next()).map(|(_, name)| name);
+    name.filter(|name| !name.is_empty())
 }
 
 /// The fields as they stand in the message; of repeated ones the last counts, as protobuf has it.
