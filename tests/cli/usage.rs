@@ -4,7 +4,7 @@ use super::transcript::run;
 use crate::support::site::{BINARY, Site};
 use std::process::Stdio;
 
-const HELP: [&[&str]; 14] = [
+const HELP: [&[&str]; 16] = [
     &["--help"],
     &["serve", "--help"],
     &["check", "--help"],
@@ -17,6 +17,8 @@ const HELP: [&[&str]; 14] = [
     &["keyring", "promote", "--help"],
     &["keyring", "retire", "--help"],
     &["keyring", "reinstate", "--help"],
+    &["scan", "--help"],
+    &["inspect", "--help"],
     &["completions", "--help"],
     &["help", "probe"],
 ];
@@ -71,6 +73,9 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["conformance"],
         &["conformance", "--socket", "/x", "--only", "89"],
         &["conformance", "--socket", "/x", "--kms-control", " "],
+        &["scan", "--key-id", "x", "--unencrypted"],
+        &["inspect", "--encoding", "base32"],
+        &["inspect", "--config", "x"],
         &["keyring"],
         &["keyring", "init"],
         &["keyring", "promote", "--file", "x"],

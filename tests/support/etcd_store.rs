@@ -4,6 +4,7 @@
 //! installed; ports that the kernel chose; a process that ends with its handle. What is missing is a reason to skip with.
 //! Refuses to know what the values are: see [`objects`].
 
+mod life;
 pub mod objects;
 mod rpc;
 
