@@ -60,8 +60,8 @@ impl EtcdArguments {
 
     fn access(&self) -> Result<Access, Failure> {
         let tls = Tls {
-            ca: self.cacert.as_deref().map(read).transpose()?.map(|pem| pem.to_vec()),
-            identity: match (&self.cert, &self.key) {
+            ca: named(&self.cacert).map(read).transpose()?.map(|pem| pem.to_vec()),
+            identity: match (named(&self.cert), named(&self.key)) {
                 (Some(cert), Some(key)) => Some((read(cert)?.to_vec(), read(key)?)),
                 (None, None) => None,
                 _ => {
@@ -120,6 +120,11 @@ impl EtcdArguments {
 #[expect(clippy::disallowed_methods, reason = "a flag of the command line in another form, and never an argument")]
 fn environment(name: &str) -> Option<Zeroizing<String>> {
     std::env::var(name).ok().filter(|value| !value.is_empty()).map(Zeroizing::new)
+}
+
+/// A variable that is set to nothing is not set, as etcdctl has it.
+fn named(path: &Option<PathBuf>) -> Option<&Path> {
+    path.as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {

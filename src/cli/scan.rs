@@ -17,7 +17,7 @@ use crate::os::Stopwatch;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use listing::{Listing, Wanted};
-use report::{Report, Source};
+use report::{EtcdSource, Report, Source};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -93,7 +93,7 @@ async fn from_etcd(arguments: &Arguments, settings: &Settings) -> Result<(Tally,
     not_empty(&outcome, arguments)?;
     let tally = census.tally();
     let (member, version) = client.member().unwrap_or_default();
-    let source = Source {
+    let source = EtcdSource {
         member: member.to_owned(),
         version: version.to_owned(),
         prefix: arguments.prefix.clone(),
@@ -105,7 +105,7 @@ async fn from_etcd(arguments: &Arguments, settings: &Settings) -> Result<(Tally,
         interruptions: outcome.interruptions,
         millis: u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
-    Ok((tally, source))
+    Ok((tally, Source::Etcd(source)))
 }
 
 fn not_empty(outcome: &Outcome, arguments: &Arguments) -> Result<(), Failure> {

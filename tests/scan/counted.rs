@@ -83,6 +83,7 @@ async fn a_hundred_thousand_objects_are_counted_to_the_last_one_in_seconds() {
     assert!(took.as_secs() < 60, "{took:?}");
     // A page or two, the binary, and the distinct DEK sources; the values together have more than 40 MB.
     assert!(rss < 150 * 1024, "{rss} KiB");
+    assert_eq!(report["source"]["kind"], "etcd");
     let revisions = (report["source"]["firstRevision"].clone(), report["source"]["lastRevision"].clone());
     assert_eq!(revisions.0, revisions.1);
     assert_eq!(report["source"]["restarts"], serde_json::json!([]));

@@ -78,6 +78,7 @@ async fn tls_works_with_the_certificates_of_kubeadm_and_fails_in_words_without_t
         .env("ETCDCTL_CACERT", &ca)
         .env("ETCDCTL_CERT", &cert)
         .env("ETCDCTL_KEY", &key);
+    command.env("ETCDCTL_USER", "");
     assert_exit(&command.output().unwrap(), 0, &[&url]);
 }
 

@@ -5,6 +5,7 @@ pub mod apiserver_go;
 pub mod apiserver_whole;
 pub mod bad_plugin;
 pub mod canary;
+#[allow(dead_code, reason = "the tests of snapshots use the rest")]
 pub mod etcd_store;
 #[cfg(feature = "aws")]
 pub mod fake_kms;

@@ -6,9 +6,16 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Where it was read.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub(super) enum Source {
+    /// A live etcd.
+    Etcd(EtcdSource),
+}
+
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Source {
+pub(super) struct EtcdSource {
     pub(super) member: String,
     pub(super) version: String,
     pub(super) prefix: String,
@@ -116,10 +123,10 @@ pub(super) struct Damaged {
 
 /// What no scan of one etcd can tell.
 const NOT_COVERED: [&str; 4] = [
-    "backups and snapshots of etcd: what is restored from them needs the keys of their time",
-    "other etcd prefixes and other etcd clusters (kube-apiserver's --etcd-servers-overrides)",
-    "what an API server writes from now on: each one must have moved to the new key_id (its metrics say so)",
-    "keys that objects in clear hold inside, and whatever else was encrypted with a KEK outside Kubernetes",
+    "backups and snapshots of etcd: restoring one needs the keys of its time",
+    "other etcd prefixes and clusters (kube-apiserver's --etcd-servers-overrides)",
+    "what API servers write from now on: see in their metrics first that all have moved",
+    "what other software has under the same KEK, in or out of Kubernetes",
 ];
 
 impl Size {

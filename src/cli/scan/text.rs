@@ -1,6 +1,6 @@
 //! What `scan` found, for a person: totals first, then each key, the verdict last; 100 columns where names allow it.
 
-use crate::cli::scan::report::{Key, Number, Report};
+use crate::cli::scan::report::{Key, Number, Report, Source};
 use crate::etcd::resource::printable;
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ pub(super) fn lines(report: &Report) -> Vec<String> {
 }
 
 fn totals(report: &Report, lines: &mut Vec<String>) {
-    let source = &report.source;
+    let Source::Etcd(source) = &report.source;
     let version = if source.version.is_empty() { String::new() } else { format!(" ({})", source.version) };
     let only =
         if source.resources.is_empty() { String::new() } else { format!(", only {}", source.resources.join(", ")) };
@@ -99,9 +99,9 @@ fn of_others(report: &Report, lines: &mut Vec<String>) {
         };
         let (objects, size) = (other.objects, bytes(other.bytes));
         let never = if other.never_encrypted { " (Kubernetes never encrypts these)" } else { "" };
-        lines.push(format!("  {form:<10}{objects:>9}  {size:>9}  {}{never}", shown(&other.resource)));
+        lines.push(format!("  {form:<19}{objects:>9}  {size:>9}  {}{never}", shown(&other.resource)));
         if !other.never_encrypted {
-            lines.extend(other.examples.first().map(|key| format!("                                   such as {key}")));
+            lines.extend(other.examples.first().map(|key| format!("            such as {key}")));
         }
     }
 }
@@ -119,7 +119,7 @@ fn of_damaged(report: &Report, lines: &mut Vec<String>) {
             shown(&group.resource),
             group.reason
         ));
-        lines.extend(group.examples.iter().map(|key| format!("                                   {key}")));
+        lines.extend(group.examples.iter().map(|key| format!("            such as {key}")));
     }
 }
 
@@ -142,11 +142,15 @@ fn verdict(report: &Report, lines: &mut Vec<String>) {
     }
     lines.extend(report.not_covered.iter().map(|what| format!("  - {what}")));
     let expected = shown(&verdict.expected);
-    lines.push(if verdict.holds {
-        format!("Safe to retire: every key but {expected}. All {} objects under a key need it alone.", verdict.objects)
+    if verdict.holds {
+        lines.push(format!("All {} objects under a key need this one alone:", verdict.objects));
+        lines.push(format!("  {expected}"));
+        lines.push("Safe to retire: every other key.".to_owned());
     } else {
-        format!("NOT safe to retire any other key: {expected} is not all that is in use.")
-    });
+        lines.push("This is not the only key in use:".to_owned());
+        lines.push(format!("  {expected}"));
+        lines.push("NOT safe to retire: what is listed above needs other keys, or nobody can tell.".to_owned());
+    }
 }
 
 fn shown(text: &str) -> Cow<'_, str> {
