@@ -124,7 +124,7 @@ fn not_empty(outcome: &Outcome, arguments: &Arguments) -> Result<(), Failure> {
 fn bar() -> ProgressBar {
     // Drawn on stderr, and only when that is a terminal.
     let bar = ProgressBar::new(0);
-    let template = "{bar:40} {human_pos} of {human_len} objects, {per_sec}, {eta} left";
+    let template = "{wide_bar} {human_pos} of {human_len} objects, {eta} left";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }

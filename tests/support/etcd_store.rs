@@ -205,12 +205,15 @@ fn after(prefix: &[u8]) -> Vec<u8> {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The tool on the path, or from Debian's package.
-fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
+///
+/// # Errors
+/// Why there is none here.
+pub fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()) {
         return Ok(found);
