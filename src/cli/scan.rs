@@ -4,6 +4,7 @@
 
 mod listing;
 mod report;
+mod snapshot_file;
 mod text;
 
 use crate::cli::etcd_access::{EtcdArguments, failure};
@@ -18,12 +19,13 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use listing::{Listing, Wanted};
 use report::{EtcdSource, Report, Source};
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
 kube-kms scan --endpoints https://127.0.0.1:2379 --cacert /etc/kubernetes/pki/etcd/ca.crt \\\n    \
 --cert /etc/kubernetes/pki/apiserver-etcd-client.crt --key /etc/kubernetes/pki/apiserver-etcd-client.key\n  \
-kube-kms scan --unencrypted --resource secrets\n  kube-kms scan --expect-only k1-0123456789abcdef0123456789abcdef\n\n\
+kube-kms scan --unencrypted --resource secrets\n  kube-kms scan --snapshot backup.db\n  kube-kms scan --expect-only k1-0123456789abcdef0123456789abcdef\n\n\
 It reads at one revision, changes nothing and needs no key. Exit status: 4 etcd cannot be reached, 5 it refuses, 6 \
 --expect-only does not hold. docs/scan.md says how to read the output.")]
 pub(super) struct Arguments {
@@ -45,6 +47,12 @@ pub(super) struct Arguments {
     /// Exit with 6 unless this key_id (or its sha256:… hash) is the only key in use: then the others may be retired
     #[arg(long, value_name = "KEY_ID", group = "wanted", conflicts_with_all = ["resources", "serializable"])]
     expect_only: Option<String>,
+    /// Read this file, made by `etcdctl snapshot save`, and no live etcd
+    #[arg(long, value_name = "FILE", conflicts_with = "serializable")]
+    snapshot: Option<PathBuf>,
+    /// Take a snapshot file that has no hash: a copy of a stopped member's member/snap/db
+    #[arg(long, requires = "snapshot")]
+    without_hash: bool,
     /// Let one member answer from its own store, which may be behind: no load on the leader
     #[arg(long)]
     serializable: bool,
@@ -61,6 +69,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     settings.serializable = arguments.serializable;
     let runtime = super::runtime()?;
     if let Some(wanted) = Wanted::of(arguments) {
+        if let Some(path) = &arguments.snapshot {
+            let listing = Listing::new(wanted, arguments.output, &settings.prefix);
+            snapshot_file::each(path, arguments, &settings, &ProgressBar::hidden(), |record| {
+                listing.show(record);
+            })?;
+            return Ok(Exit::Done);
+        }
         let mut listing = Listing::new(wanted, arguments.output, &settings.prefix);
         let outcome = runtime.block_on(async {
             let mut client = arguments.etcd.connect().await?;
@@ -69,7 +84,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         not_empty(&outcome, arguments)?;
         return Ok(Exit::Done);
     }
-    let (tally, source) = runtime.block_on(from_etcd(arguments, &settings))?;
+    let (tally, source) = match &arguments.snapshot {
+        Some(path) => snapshot_file::tally(path, arguments, &settings)?,
+        None => runtime.block_on(from_etcd(arguments, &settings))?,
+    };
     let verdict = arguments.expect_only.as_ref().map(|expected| Verdict::expect_only(&tally, expected));
     let holds = verdict.as_ref().is_none_or(|verdict| verdict.holds);
     let report = Report::new(&tally, source, verdict);
@@ -82,9 +100,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 
 const INTERRUPTED: &str = "the scan of etcd could not be finished";
 
+const PREFIX_HINT: &str =
+    "--prefix is kube-apiserver's --etcd-prefix; with --etcd-servers-overrides, events are in another etcd";
+
 async fn from_etcd(arguments: &Arguments, settings: &Settings) -> Result<(Tally, Source), Failure> {
     let mut client = arguments.etcd.connect().await?;
-    let bar = bar();
+    let bar = bar("objects");
     let watch = Stopwatch::start();
     let mut census = Census::new(&settings.prefix, Box::new(|progress| show(&bar, progress)));
     let outcome = scan(&mut client, settings, &mut census).await;
@@ -118,14 +139,14 @@ fn not_empty(outcome: &Outcome, arguments: &Arguments) -> Result<(), Failure> {
     };
     Err(Failure::new(Exit::Failed, format!("no key under {}{what}", arguments.prefix))
         .cause(format!("etcd answered, and has none at revision {}", outcome.first_revision))
-        .hint("--prefix is kube-apiserver's --etcd-prefix; with --etcd-servers-overrides, events are in another etcd"))
+        .hint(PREFIX_HINT))
 }
 
-fn bar() -> ProgressBar {
+fn bar(what: &str) -> ProgressBar {
     // Drawn on stderr, and only when that is a terminal.
     let bar = ProgressBar::new(0);
-    let template = "{wide_bar} {human_pos} of {human_len} objects, {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let template = format!("{{wide_bar}} {{human_pos}} of {{human_len}} {what}, {{eta}} left");
+    bar.set_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
 

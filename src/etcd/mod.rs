@@ -10,6 +10,7 @@ pub mod record;
 pub mod resource;
 pub mod rpc;
 pub mod scan;
+pub mod snapshot;
 pub mod tally;
 pub mod value;
 pub mod verdict;

@@ -204,6 +204,16 @@ fn after(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
+/// Whether the etcd that [`EtcdStore::start`] starts has this flag, by its help.
+///
+/// # Errors
+/// Why there is no etcd here.
+pub fn has_flag(flag: &str) -> Result<bool, String> {
+    let ran = Command::new(tool("etcd", "etcd-server")?).arg("--help").output().map_err(|e| e.to_string())?;
+    let said = [ran.stdout, ran.stderr].concat();
+    Ok(String::from_utf8_lossy(&said).split([' ', '\n', '=']).any(|word| word == flag))
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

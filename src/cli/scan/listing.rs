@@ -67,16 +67,12 @@ impl Listing {
     pub(super) fn new(wanted: Wanted, format: Format, prefix: &[u8]) -> Self {
         Self { wanted, format, prefix: prefix.to_vec(), last: Vec::new() }
     }
-}
 
-impl Sink for Listing {
-    fn record(&mut self, record: &Record<'_>) {
-        // What is read again was printed already.
-        if record.key <= self.last.as_slice() || !self.wanted.has(record.value) {
-            return;
+    /// Prints the key of this record when it is wanted; whether it was.
+    pub(super) fn show(&self, record: &Record<'_>) -> bool {
+        if !self.wanted.has(record.value) {
+            return false;
         }
-        self.last.clear();
-        self.last.extend_from_slice(record.key);
         let key = printable(record.key);
         match self.format {
             Format::Text => output::line(key),
@@ -89,6 +85,17 @@ impl Sink for Listing {
                 };
                 output::line(serde_json::to_string(&line).unwrap_or_default());
             }
+        }
+        true
+    }
+}
+
+impl Sink for Listing {
+    fn record(&mut self, record: &Record<'_>) {
+        // What is read again was printed already.
+        if record.key > self.last.as_slice() && self.show(record) {
+            self.last.clear();
+            self.last.extend_from_slice(record.key);
         }
     }
 

@@ -11,6 +11,21 @@ use std::collections::BTreeMap;
 pub(super) enum Source {
     /// A live etcd.
     Etcd(EtcdSource),
+    /// A snapshot file.
+    Snapshot(SnapshotSource),
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SnapshotSource {
+    pub(super) file: String,
+    /// Whether the file has its hash, and it is right.
+    pub(super) hash_checked: bool,
+    pub(super) revision: i64,
+    pub(super) cluster_version: Option<String>,
+    pub(super) prefix: String,
+    pub(super) resources: Vec<String>,
+    pub(super) millis: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -129,6 +144,13 @@ const NOT_COVERED: [&str; 4] = [
     "what other software has under the same KEK, in or out of Kubernetes",
 ];
 
+/// What a snapshot file does not tell.
+const NOT_IN_SNAPSHOT: [&str; 3] = [
+    "the live etcd and every other backup: retire a key only when all of them do without it",
+    "other etcd prefixes and clusters (kube-apiserver's --etcd-servers-overrides)",
+    "what other software has under the same KEK, in or out of Kubernetes",
+];
+
 impl Size {
     fn add(&mut self, extent: &Extent) {
         self.objects = self.objects.saturating_add(extent.objects);
@@ -144,6 +166,10 @@ impl From<Count> for Number {
 
 impl Report {
     pub(super) fn new(tally: &Tally, source: Source, expect_only: Option<Verdict>) -> Self {
+        let not_covered = match &source {
+            Source::Etcd(_) => NOT_COVERED.to_vec(),
+            Source::Snapshot(_) => NOT_IN_SNAPSHOT.to_vec(),
+        };
         let mut report = Self {
             source,
             all: Size { objects: tally.all().objects, bytes: tally.all().bytes },
@@ -157,7 +183,7 @@ impl Report {
             not_kms_v2: Vec::new(),
             damaged_groups: Vec::new(),
             expect_only,
-            not_covered: NOT_COVERED.to_vec(),
+            not_covered,
         };
         tally.groups().iter().for_each(|group| report.kms_v2.add(&group.extent));
         for group in tally.others() {

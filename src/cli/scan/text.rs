@@ -1,6 +1,6 @@
 //! What `scan` found, for a person: totals first, then each key, the verdict last; 100 columns where names allow it.
 
-use crate::cli::scan::report::{Key, Number, Report, Source};
+use crate::cli::scan::report::{EtcdSource, Key, Number, Report, SnapshotSource, Source};
 use crate::etcd::resource::printable;
 use std::borrow::Cow;
 
@@ -16,26 +16,11 @@ pub(super) fn lines(report: &Report) -> Vec<String> {
 }
 
 fn totals(report: &Report, lines: &mut Vec<String>) {
-    let Source::Etcd(source) = &report.source;
-    let version = if source.version.is_empty() { String::new() } else { format!(" ({})", source.version) };
-    let only =
-        if source.resources.is_empty() { String::new() } else { format!(", only {}", source.resources.join(", ")) };
-    lines.push(format!("etcd        {}{version}, prefix {}{only}", source.member, shown(&source.prefix)));
-    let stale = if source.serializable { ", from this member's own store, which may be behind" } else { "" };
-    let revisions = if source.first_revision == source.last_revision {
-        format!("revision {}", source.first_revision)
-    } else {
-        format!("revisions {} to {}", source.first_revision, source.last_revision)
+    let millis = match &report.source {
+        Source::Etcd(source) => from_etcd(source, lines),
+        Source::Snapshot(source) => from_snapshot(source, lines),
     };
-    lines.push(format!("            {revisions}{stale}"));
-    for restart in &source.restarts {
-        lines.push(format!("            etcd compacted while {} was read; it was read again", shown(restart)));
-    }
-    if source.interruptions > 0 {
-        lines.push(format!("            a member or its leader was lost {} times", source.interruptions));
-    }
-    let seconds = source.millis / 1000;
-    let tenths = source.millis % 1000 / 100;
+    let (seconds, tenths) = (millis / 1000, millis % 1000 / 100);
     lines.push(format!(
         "objects     {:>9}  {:>9}  in {seconds}.{tenths} s",
         report.all.objects,
@@ -55,6 +40,40 @@ fn totals(report: &Report, lines: &mut Vec<String>) {
     if report.ungrouped_objects > 0 {
         lines.push(format!("  {} objects are in more groups than are told apart", report.ungrouped_objects));
     }
+}
+
+/// Returns how long it took.
+fn from_etcd(source: &EtcdSource, lines: &mut Vec<String>) -> u64 {
+    let version = if source.version.is_empty() { String::new() } else { format!(" ({})", source.version) };
+    let only = only(&source.resources);
+    lines.push(format!("etcd        {}{version}, prefix {}{only}", source.member, shown(&source.prefix)));
+    let stale = if source.serializable { ", from this member's own store, which may be behind" } else { "" };
+    let revisions = if source.first_revision == source.last_revision {
+        format!("revision {}", source.first_revision)
+    } else {
+        format!("revisions {} to {}", source.first_revision, source.last_revision)
+    };
+    lines.push(format!("            {revisions}{stale}"));
+    for restart in &source.restarts {
+        lines.push(format!("            etcd compacted while {} was read; it was read again", shown(restart)));
+    }
+    if source.interruptions > 0 {
+        lines.push(format!("            a member or its leader was lost {} times", source.interruptions));
+    }
+    source.millis
+}
+
+fn from_snapshot(source: &SnapshotSource, lines: &mut Vec<String>) -> u64 {
+    let (file, prefix, only) = (shown(&source.file), shown(&source.prefix), only(&source.resources));
+    lines.push(format!("snapshot    {file}, prefix {prefix}{only}"));
+    let version = source.cluster_version.as_deref().map(|v| format!(", of a cluster of etcd {v}")).unwrap_or_default();
+    let hash = if source.hash_checked { "its hash is right" } else { "WITHOUT A HASH: it may be cut short or altered" };
+    lines.push(format!("            revision {}{version}, {hash}", source.revision));
+    source.millis
+}
+
+fn only(resources: &[String]) -> String {
+    if resources.is_empty() { String::new() } else { format!(", only {}", resources.join(", ")) }
 }
 
 fn of_key(key: &Key, lines: &mut Vec<String>) {
@@ -145,7 +164,10 @@ fn verdict(report: &Report, lines: &mut Vec<String>) {
     if verdict.holds {
         lines.push(format!("All {} objects under a key need this one alone:", verdict.objects));
         lines.push(format!("  {expected}"));
-        lines.push("Safe to retire: every other key.".to_owned());
+        lines.push(match report.source {
+            Source::Etcd(_) => "Safe to retire: every other key.".to_owned(),
+            Source::Snapshot(_) => "This snapshot does without every other key.".to_owned(),
+        });
     } else {
         lines.push("This is not the only key in use:".to_owned());
         lines.push(format!("  {expected}"));
