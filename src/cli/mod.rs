@@ -5,11 +5,14 @@
 pub mod check;
 pub mod conformance;
 mod drill;
+pub mod etcd_access;
 pub mod exit;
+pub mod inspect;
 pub mod keyring;
 pub mod manifests;
 pub mod output;
 pub mod probe;
+pub mod scan;
 pub mod serve;
 
 use crate::client::kms::Target;
@@ -49,6 +52,10 @@ enum Command {
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
     Manifests(manifests::Arguments),
+    /// Say which keys are in use in etcd, and whether the old ones may be retired
+    Scan(scan::Arguments),
+    /// Decode one stored value, field by field, and say whether it opens
+    Inspect(inspect::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -87,6 +94,8 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Drill(arguments) => drill::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Manifests(arguments) => manifests::run(&arguments),
+        Command::Scan(arguments) => scan::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);

@@ -20,6 +20,8 @@ const HELP: &[&[&str]] = &[
     &["keyring", "retire", "--help"],
     &["keyring", "reinstate", "--help"],
     &["manifests", "--help"],
+    &["scan", "--help"],
+    &["inspect", "--help"],
     &["completions", "--help"],
     &["help", "probe"],
 ];
@@ -74,6 +76,9 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["conformance"],
         &["conformance", "--socket", "/x", "--only", "89"],
         &["conformance", "--socket", "/x", "--kms-control", " "],
+        &["scan", "--key-id", "x", "--unencrypted"],
+        &["inspect", "--encoding", "base32"],
+        &["inspect", "--config", "x"],
         &["keyring"],
         &["keyring", "init"],
         &["keyring", "promote", "--file", "x"],
