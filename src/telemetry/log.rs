@@ -5,7 +5,7 @@
 //! files and the environment: no variable can raise a level. A logger that cannot write stays silent and never stops
 //! the process. Field names: docs/observability.md.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
@@ -161,25 +161,54 @@ impl Line<'_> {
     }
 
     fn write(&mut self, name: &str, value: &str) -> fmt::Result {
+        self.name(name)?;
+        if is_plain(value) {
+            return self.to.write_str(value);
+        }
+        // SECURITY: Debug of a str escapes quotes, line ends and everything that does not print.
+        write!(self.to, "{value:?}")
+    }
+
+    fn name(&mut self, name: &str) -> fmt::Result {
         if !std::mem::take(&mut self.is_empty) {
             self.to.write_char(' ')?;
         }
-        match name {
-            "message" => escape_message(&mut self.to, value),
-            _ if is_plain(value) => write!(self.to, "{name}={value}"),
-            // SECURITY: Debug of a str escapes quotes, line ends and everything that does not print.
-            _ => write!(self.to, "{name}={value:?}"),
+        self.to.write_str(name)?;
+        self.to.write_char('=')
+    }
+
+    fn message(&mut self, message: &dyn fmt::Debug) -> fmt::Result {
+        if !std::mem::take(&mut self.is_empty) {
+            self.to.write_char(' ')?;
         }
+        write!(Escaping(&mut self.to), "{message:?}")
+    }
+
+    fn number(&mut self, name: &str, value: impl fmt::Display) -> fmt::Result {
+        self.name(name)?;
+        write!(self.to, "{value}")
     }
 }
 
 impl Visit for Line<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field.name(), value);
+        match field.name() {
+            "message" => self.record_debug(field, &format_args!("{value}")),
+            name => self.field(name, value),
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if self.written.is_ok() {
+            self.written = self.number(field.name(), value);
+        }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field.name(), &format!("{value:?}"));
+        match field.name() {
+            "message" if self.written.is_ok() => self.written = self.message(value),
+            name => self.field(name, &format!("{value:?}")),
+        }
     }
 }
 
@@ -187,12 +216,19 @@ fn is_plain(value: &str) -> bool {
     !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'='))
 }
 
-/// The sentence of a line, without quotes around it.
-fn escape_message(to: &mut Writer<'_>, message: &str) -> fmt::Result {
-    message.chars().try_for_each(|c| match c {
-        '"' | '\'' | '\\' => to.write_char(c),
-        _ => write!(to, "{}", c.escape_debug()),
-    })
+/// Writes the sentence of a line, without quotes around it.
+struct Escaping<'a, 'w>(&'a mut Writer<'w>);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            return self.0.write_str(text);
+        }
+        text.chars().try_for_each(|c| match c {
+            '"' | '\'' | '\\' => self.0.write_char(c),
+            _ => write!(self.0, "{}", c.escape_debug()),
+        })
+    }
 }
 
 #[cfg(test)]
