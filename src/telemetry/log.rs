@@ -6,7 +6,8 @@
 //! the process. Field names: docs/observability.md.
 
 use std::fmt::{self, Write as _};
-use std::io::IsTerminal;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::time::Duration;
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -25,6 +26,11 @@ const DEPENDENCIES_MAX: LevelFilter = LevelFilter::WARN;
 
 /// Lines that wait to be written at most: about 10 MiB, and a Decrypt storm of a whole API server start.
 const LINES_WAITING: usize = 32_768;
+
+/// How long a line may wait for others to be written with.
+const GATHER: Duration = Duration::from_millis(2);
+/// Bytes that are written at once at most.
+const GATHERED_MAX: usize = 64 * 1024;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,18 +105,37 @@ impl DroppedLines {
 /// the handle changes nothing.
 ///
 /// A thread of its own writes: whoever reads our stderr and stops (a stuck log collector) must never stop a request. Up
-/// to 32,768 lines wait; beyond that they are dropped and counted.
+/// to 32,768 lines wait; beyond that they are dropped and counted. It writes what a few milliseconds bring with one write.
 #[must_use]
 pub fn init(format: LogFormat, level: LogLevel) -> Logging {
     let (writer, flush) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_WAITING)
         .thread_name("log")
-        .finish(std::io::stderr());
+        .finish(Gathered(BufWriter::with_capacity(GATHERED_MAX, std::io::stderr())));
     let dropped = DroppedLines(writer.error_counter());
     let (logger, level) = build(format, level, std::io::stderr().is_terminal(), writer);
     tracing::subscriber::set_global_default(logger).ok();
     Logging { level, dropped, _flush: flush }
+}
+
+/// Lets a moment pass after the first line of a batch, so that the lines of other requests come along: waking this thread and
+/// a write(2) for every line would cost a request more than all the rest of its logging.
+struct Gathered<W: Write>(BufWriter<W>);
+
+impl<W: Write> Write for Gathered<W> {
+    #[expect(clippy::disallowed_methods, reason = "the log's own thread; no request waits for it")]
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.buffer().is_empty() {
+            std::thread::sleep(GATHER);
+        }
+        self.0.write(line)
+    }
+
+    /// Called when no line is waiting.
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -235,7 +260,6 @@ impl fmt::Write for Escaping<'_, '_> {
 mod tests {
     use super::*;
     use serde_json::Value;
-    use std::io;
     use std::sync::{Arc, Mutex};
     use tracing::subscriber::with_default;
     use tracing::{debug, error, info, info_span, trace, warn};
@@ -373,6 +397,30 @@ mod tests {
         };
         assert!(coloured(true));
         assert!(!coloured(false));
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together_and_none_is_lost() {
+        struct Counting(Captured, Arc<Mutex<u32>>);
+        impl io::Write for Counting {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                *self.1.lock().unwrap() += 1;
+                self.0.write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (captured, writes) = (Captured::default(), Arc::<Mutex<u32>>::default());
+        let to = Counting(captured.clone(), Arc::clone(&writes));
+        let to = Gathered(BufWriter::with_capacity(GATHERED_MAX, to));
+        let (writer, flush) = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(to);
+        let (logger, _handle) = build(LogFormat::Text, LogLevel::Info, false, writer);
+        with_default(logger, || (0..1000).for_each(|n| info!(n, "line")));
+        drop(flush);
+        let written = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(written.lines().count(), 1000);
+        assert!(*writes.lock().unwrap() < 500, "{} writes", writes.lock().unwrap());
     }
 
     #[test]
