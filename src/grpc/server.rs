@@ -122,7 +122,8 @@ impl KmsServer {
         match rpc {
             Rpc::Status => self.status(&peer.session),
             Rpc::Encrypt => self.encrypt(&peer.session, message),
-            Rpc::Decrypt => self.decrypt(&head.headers, message).await,
+            // Apart, because it is large: it may wait for a KMS, and the others' memory need not have room for that.
+            Rpc::Decrypt => Box::pin(self.decrypt(&head.headers, message)).await,
         }
     }
 
@@ -140,9 +141,9 @@ impl KmsServer {
     }
 
     fn encrypt(&self, session: &Session, message: Bytes) -> Result<Bytes, Status> {
-        let request = decoded::<EncryptRequest>(message)?;
+        let mut request = decoded::<EncryptRequest>(message)?;
         let call = self.0.calls.begin(Rpc::Encrypt);
-        let uid = Uid::parse(&request.uid);
+        let uid = Uid::take(std::mem::take(&mut request.uid));
         match call.admitted().and_then(|()| session.encrypt(&self.0.plugin, &request.plaintext)) {
             Ok(encrypted) => {
                 call.served(&uid, encrypted.write.key_id(), "write-state");
@@ -157,7 +158,7 @@ impl KmsServer {
         let call = self.0.calls.begin(Rpc::Decrypt);
         let patience = patience(headers);
         let DecryptRequest { ciphertext, uid, key_id, annotations } = request;
-        let uid = Uid::parse(&uid);
+        let uid = Uid::take(uid);
         if let Err(fault) = call.admitted() {
             return Err(call.failed(&uid, &fault));
         }
