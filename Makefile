@@ -46,7 +46,7 @@ bench: ## Benchmark the hot path without gRPC, against the floors of this machin
 
 counts: build ## Count instructions, allocations and writes per request; BLESS=1 records them (installs valgrind when it is not there)
 	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
-	python3 benches/counts.py target/release/kube-kms $(if $(BLESS),--bless)
+	PYTHONDONTWRITEBYTECODE=1 python3 benches/counts.py target/release/kube-kms $(if $(BLESS),--bless)
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny

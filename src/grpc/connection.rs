@@ -43,7 +43,9 @@ where
         // Whoever has not even said hello has no call to lose.
         _ = &mut stopped => return,
     };
-    let Ok(mut connection) = shaken.inspect_err(|error| tracing::debug!(%error, "no HTTP/2 connection")) else { return };
+    let Ok(mut connection) = shaken.inspect_err(|error| tracing::debug!(%error, "no HTTP/2 connection")) else {
+        return;
+    };
     let mut is_stopping = false;
     let mut arrived = Vec::new();
     loop {

@@ -73,7 +73,9 @@ fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
     match headers.get(GRPC_ENCODING) {
         Some(encoding) if encoding != "identity" => {
             let mut status = Status::unimplemented("the message is compressed; this plugin takes `identity` only");
-            status.metadata_mut().insert("grpc-accept-encoding", tonic::metadata::MetadataValue::from_static("identity"));
+            status
+                .metadata_mut()
+                .insert("grpc-accept-encoding", tonic::metadata::MetadataValue::from_static("identity"));
             Err(status)
         }
         _ => Ok(()),

@@ -82,7 +82,10 @@ impl Published {
     ///
     /// # Errors
     /// As [`Plugin::status`].
-    pub fn status_encoded(&self, encode: impl FnOnce(&StatusAnswer) -> Bytes) -> Result<(&StatusAnswer, Bytes), &Fault> {
+    pub fn status_encoded(
+        &self,
+        encode: impl FnOnce(&StatusAnswer) -> Bytes,
+    ) -> Result<(&StatusAnswer, Bytes), &Fault> {
         let answer = self.status.as_ref()?;
         Ok((answer, self.encoded.get_or_init(|| encode(answer)).clone()))
     }

@@ -11,8 +11,8 @@ use crate::core::key_id::KeyId;
 use crate::core::limit;
 use crate::core::port::{Entropy, Moment};
 use crate::service::settings::Settings;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// See the module.
 #[derive(Debug)]
