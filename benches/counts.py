@@ -37,18 +37,16 @@ SLACK = {"instructions": 0, "instructions at 64": 0, "allocations": 0.5, "writes
 ALLOCATING = {"malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc"}
 WRITING = {"write", "writev", "send", "sendto", "sendmsg", "__libc_send", "__libc_write", "__write", "__send", "__libc_sendto"}
 
-# Use cases without gRPC: what the function and everything below it costs, for each call of it.
+# Within the process: what the function and everything below it costs, for each call of it. `answer` is a whole request
+# without HTTP/2: message in, message out, metrics and log line.
+ANSWER = "kube_kms::grpc::server::KmsServer::answer::{{closure}}"
 USE_CASES = {
     "seal": ("Encrypt", "kube_kms::core::dek::Dek::seal"),
-    "Encrypt": ("Encrypt", "kube_kms::service::peer::Session::encrypt"),
     "open": ("Decrypt", "kube_kms::core::dek::Dek::open"),
-    "Decrypt": ("Decrypt", "kube_kms::service::decrypt::<impl kube_kms::service::plugin::Plugin>::decrypt::{{closure}}"),
-    "Decrypt, keyring": (
-        "Decrypt, keyring",
-        "kube_kms::service::decrypt::<impl kube_kms::service::plugin::Plugin>::decrypt::{{closure}}",
-    ),
+    "Encrypt": ("Encrypt", "kube_kms::service::peer::Session::encrypt"),
     "Status": ("Status", "kube_kms::service::peer::Session::status"),
     "log line": ("Encrypt", "kube_kms::grpc::request_log::RequestLog::served"),
+    **{f"answer to {rpc}": (rpc, ANSWER) for rpc in TARGETS},
 }
 
 
@@ -154,9 +152,9 @@ def show(figures, within, parts, deep):
     print(f"{'RPC':18}" + "".join(f"{name:>20}" for name in names))
     for rpc, counts in figures.items():
         print(f"{rpc:18}" + "".join(f"{counts[name]:>20}" for name in names))
-    print("\nuse cases without gRPC, instructions")
+    print("\nuse cases in the process, instructions")
     for name, cost in within.items():
-        print(f"  {name:18}{cost:>8}")
+        print(f"  {name:28}{cost:>8}")
     for rpc in figures if deep else ["Encrypt"]:
         print(f"\nwhere the instructions of {rpc} go")
         for part, cost in sorted(parts[rpc].items(), key=lambda item: -item[1] if item[0] != "functions" else 0):

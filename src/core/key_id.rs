@@ -68,7 +68,8 @@ impl KeyId {
     #[must_use]
     pub fn is_ours(&self) -> bool {
         self.0.strip_prefix("k1-").is_some_and(|rest| {
-            rest.len() == DIGITS && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            let is_digit = |b: u8| b.is_ascii_digit() | (b'a'..=b'f').contains(&b);
+            rest.len() == DIGITS && rest.bytes().fold(true, |all, b| all & is_digit(b))
         })
     }
 }

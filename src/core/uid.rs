@@ -27,7 +27,7 @@ impl Uid {
     /// The same, without a copy of a text that is safe already.
     #[must_use]
     pub fn take(text: String) -> Self {
-        let is_safe = !text.is_empty() && text.len() <= KEPT && text.bytes().all(is_plain);
+        let is_safe = !text.is_empty() && text.len() <= KEPT && text.bytes().fold(true, |all, b| all & is_plain(b));
         if is_safe { Self(text) } else { Self::parse(&text) }
     }
 
@@ -39,7 +39,7 @@ impl Uid {
 }
 
 const fn is_plain(b: u8) -> bool {
-    b.is_ascii_graphic() && b != b'"' && b != b'\\'
+    b.is_ascii_graphic() & (b != b'"') & (b != b'\\')
 }
 
 impl fmt::Display for Uid {
