@@ -5,10 +5,14 @@ RUN_DIR := $(CURDIR)/.kube-kms
 KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 .PHONY: help run build image test e2e lint fmt bench deny drill presubmit clean
+=======
+.PHONY: help run build test e2e lint fmt bench counts deny presubmit clean
+>>>>>>> hot
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +64,10 @@ fmt: ## Format
 
 bench: ## Benchmark the hot path without gRPC, against the floors of this machine
 	$(CARGO) bench --locked --bench hot_path
+
+counts: build ## Count instructions, allocations and writes per request; BLESS=1 records them (installs valgrind when it is not there)
+	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
+	PYTHONDONTWRITEBYTECODE=1 python3 benches/counts.py target/release/kube-kms $(if $(BLESS),--bless)
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
