@@ -5,7 +5,7 @@ RUN_DIR := $(CURDIR)/.kube-kms
 KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e lint fmt bench deny presubmit clean
+.PHONY: help run build test e2e lint fmt bench bench-rpc bench-growth deny presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,13 @@ fmt: ## Format
 
 bench: ## Benchmark the hot path without gRPC, against the floors of this machine
 	$(CARGO) bench --locked --bench hot_path
+
+bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes; QUICK=1: 2)
+	$(CARGO) build --locked --release --bin kube-kms
+	$(CARGO) build --locked --release --features bench-servers --bin bench-rpc
+	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && CGO_ENABLED=0 go build -o $(CURDIR)/target/bench-grpc-go .; \
+	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
+	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
