@@ -2,6 +2,7 @@
 //!
 //! One file per command. Secrets never come in by argument: only by file or by the environment of a KMS's own SDK.
 
+pub mod bench;
 pub mod check;
 pub mod conformance;
 pub mod exit;
@@ -41,6 +42,8 @@ enum Command {
     Probe(probe::Arguments),
     /// Check a plugin against the conformance list, item by item, through its socket
     Conformance(conformance::Arguments),
+    /// Put load on a plugin and print latencies, failures and what each call costs
+    Bench(bench::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print a completion script for a shell
@@ -78,6 +81,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();

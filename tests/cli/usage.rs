@@ -4,12 +4,13 @@ use super::transcript::run;
 use crate::support::site::{BINARY, Site};
 use std::process::Stdio;
 
-const HELP: [&[&str]; 14] = [
+const HELP: [&[&str]; 15] = [
     &["--help"],
     &["serve", "--help"],
     &["check", "--help"],
     &["probe", "--help"],
     &["conformance", "--help"],
+    &["bench", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],
