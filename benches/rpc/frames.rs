@@ -1,8 +1,8 @@
 //! A gRPC client with as little of it as possible, so that what is measured is the server: HTTP/2 frames by hand on a blocking
 //! socket, the same request every time, its headers in the server's HPACK table after the first.
 //!
-//! Guarantees: an answer counts only when its stream had a message and ended with trailers; an error (trailers only), RST_STREAM
-//! or GOAWAY ends the run. Refuses to know what the message says, but for the first. SPEC: RFC 9113, RFC 7541.
+//! Guarantees: a call is served only when its stream had a message and ended with trailers; an error (trailers only) is told
+//! from it; RST_STREAM and GOAWAY end the run. Refuses to know what the message says, but for the first. SPEC: RFC 9113, RFC 7541.
 
 use hashbrown::HashMap;
 use std::io::{self, Read, Write};
@@ -55,7 +55,23 @@ pub struct Wire {
 
 struct Open {
     since: Instant,
+    tag: usize,
     answered: bool,
+}
+
+/// A call that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    pub since: Instant,
+    /// What the caller named it.
+    pub tag: usize,
+    /// Whether there was a message, and trailers after it.
+    pub served: bool,
+}
+
+/// An error unless the call was served.
+pub fn served(done: Done) -> io::Result<()> {
+    if done.served { Ok(()) } else { Err(io::Error::other("a call failed")) }
 }
 
 fn frame(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
@@ -63,6 +79,14 @@ fn frame(out: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
     out.extend_from_slice(&length[1..]);
     out.extend_from_slice(&[kind, flags]);
     out.extend_from_slice(&stream.to_be_bytes());
+}
+
+/// A message with the five bytes that gRPC puts before it.
+pub fn framed(message: &[u8]) -> Vec<u8> {
+    let mut body = vec![0];
+    body.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
+    body.extend_from_slice(message);
+    body
 }
 
 /// A literal with incremental indexing; the name is an index of the static table, or spelled out.
@@ -105,9 +129,7 @@ impl Wire {
         literal(&mut first, Err("grpc-timeout"), "2999900u");
         // The newest entry of the dynamic table is number 62.
         let again = vec![0x83, 0x86, 0x80 | 67, 0x80 | 66, 0x80 | 65, 0x80 | 64, 0x80 | 63, 0x80 | 62];
-        let mut body = vec![0];
-        body.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
-        body.extend_from_slice(message);
+        let body = framed(message);
         Ok(Self {
             stream,
             unread: Vec::with_capacity(1 << 17),
@@ -126,7 +148,15 @@ impl Wire {
 
     /// Prepares a call whose time counts from `since`. [`Wire::flush`] sends it.
     pub fn call(&mut self, since: Instant) -> io::Result<()> {
-        let size = i64::try_from(self.body.len()).unwrap();
+        let body = std::mem::take(&mut self.body);
+        let called = self.call_with(since, 0, &body);
+        self.body = body;
+        called
+    }
+
+    /// As [`Wire::call`], with another message (and its prefix) and a name for the call.
+    pub fn call_with(&mut self, since: Instant, tag: usize, body: &[u8]) -> io::Result<()> {
+        let size = i64::try_from(body.len()).unwrap();
         if self.window < size {
             return Err(io::Error::other("the server gives no window"));
         }
@@ -135,9 +165,9 @@ impl Wire {
         let block = first.as_deref().unwrap_or(&self.again);
         frame(&mut self.out, block.len(), HEADERS, END_HEADERS, self.next);
         self.out.extend_from_slice(block);
-        frame(&mut self.out, self.body.len(), DATA, END_STREAM, self.next);
-        self.out.extend_from_slice(&self.body);
-        self.open.insert(self.next, Open { since, answered: false });
+        frame(&mut self.out, body.len(), DATA, END_STREAM, self.next);
+        self.out.extend_from_slice(body);
+        self.open.insert(self.next, Open { since, tag, answered: false });
         self.next += 2;
         Ok(())
     }
@@ -151,13 +181,27 @@ impl Wire {
         Ok(())
     }
 
+    /// Waits for all answers, which must be good.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let mut failed = Ok(());
+        while self.in_flight() > 0 {
+            self.read(&mut |done| {
+                if failed.is_ok() {
+                    failed = served(done);
+                }
+            })?;
+            self.flush()?;
+        }
+        failed
+    }
+
     /// Calls that have no answer yet.
     pub fn in_flight(&self) -> usize {
         self.open.len()
     }
 
-    /// Waits for answers, one read at a time; `done` gets since when each call was under way.
-    pub fn read(&mut self, done: &mut impl FnMut(Instant)) -> io::Result<()> {
+    /// Waits for answers, one read at a time; `done` gets each call that has ended.
+    pub fn read(&mut self, done: &mut impl FnMut(Done)) -> io::Result<()> {
         if self.at == self.unread.len() {
             self.unread.clear();
         } else {
@@ -191,7 +235,7 @@ impl Wire {
         flags: u8,
         stream: u32,
         payload: std::ops::Range<usize>,
-        done: &mut impl FnMut(Instant),
+        done: &mut impl FnMut(Done),
     ) -> io::Result<()> {
         let payload = &self.unread[payload];
         match kind {
@@ -222,10 +266,8 @@ impl Wire {
         }
         if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
             let call = self.open.remove(&stream).ok_or_else(|| io::Error::other("the end of nothing"))?;
-            if !call.answered || kind == DATA {
-                return Err(io::Error::other("a call failed: no message, or no trailers"));
-            }
-            done(call.since);
+            let Open { since, tag, answered } = call;
+            done(Done { since, tag, served: answered && kind == HEADERS });
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Back to back: so many calls in flight on one connection, each answer sends the next call. At an interval: one call, then
 //! sleep; a call that the answer before it has delayed counts from when it should have been sent, so a stall is not hidden.
 
-use super::frames::Wire;
+use super::frames::{Wire, served};
 use super::process::{CLIENT_CORE, Process, SERVER_CORE, pin};
 use super::raw::Ping;
 use hdrhistogram::Histogram;
@@ -102,24 +102,21 @@ fn back_to_back(link: &mut Link, depth: usize, time: Duration) -> io::Result<Tal
             return Ok(tally);
         }
     };
-    let mut now = Instant::now();
+    let (mut now, mut ended) = (Instant::now(), Vec::with_capacity(depth));
     for _ in 0..depth {
         wire.call(now)?;
     }
     while wire.in_flight() > 0 {
         wire.flush()?;
-        let mut ended = 0;
-        let mut done = Vec::new();
-        wire.read(&mut |since| {
-            ended += 1;
-            done.push(since);
-        })?;
+        ended.clear();
+        wire.read(&mut |done| ended.push(done))?;
         now = Instant::now();
-        for since in done {
-            tally.note(since, now);
+        for done in &ended {
+            served(*done)?;
+            tally.note(done.since, now);
         }
         if now < end {
-            for _ in 0..ended {
+            for _ in &ended {
                 wire.call(now)?;
             }
         }
@@ -143,9 +140,7 @@ fn at_interval(link: &mut Link, interval: Duration, time: Duration) -> io::Resul
             Link::Grpc(wire) => {
                 wire.call(since)?;
                 wire.flush()?;
-                while wire.in_flight() > 0 {
-                    wire.read(&mut |_| {})?;
-                }
+                wire.finish()?;
             }
         }
         free = Instant::now();

@@ -5,9 +5,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 /// Bytes of a request; those of an Encrypt with its frames.
-pub const REQUEST: usize = 103;
+pub const REQUEST: usize = 112;
 /// Bytes of an answer; those of an EncryptResponse with its frames.
-pub const ANSWER: usize = 420;
+pub const ANSWER: usize = 330;
 
 /// Serves one connection after the other until it is killed.
 pub fn serve(socket: &Path) -> io::Result<()> {

@@ -238,6 +238,10 @@ impl Run {
 struct Alarm(AsyncFd<OwnedFd>);
 
 impl Alarm {
+    #[expect(
+        deprecated,
+        reason = "the new one is unsafe because of types that close their descriptor early; an OwnedFd does not"
+    )]
     fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self(AsyncFd::new(rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?)?))
