@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 .PHONY: help run build test e2e lint fmt bench bench-rpc bench-growth deny presubmit clean
 
 help: ## Say what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(KUBE_KMS) $(RUN_DIR)/config.yaml $(RUN_DIR)/keyring.json ## Serve on the embedded `local` KEK under ./.kube-kms and say what to do next
 	@$(KUBE_KMS) serve --config $(RUN_DIR)/config.yaml --print-setup
@@ -50,6 +50,11 @@ bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes
 	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && CGO_ENABLED=0 go build -o $(CURDIR)/target/bench-grpc-go .; \
 	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
 	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
+
+bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter)
+	$(CARGO) build --locked --release --bin kube-kms
+	$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through
+	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick)
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny

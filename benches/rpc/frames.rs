@@ -4,6 +4,8 @@
 //! Guarantees: a call is served only when its stream had a message and ended with trailers; an error (trailers only) is told
 //! from it; RST_STREAM and GOAWAY end the run. Refuses to know what the message says, but for the first. SPEC: RFC 9113, RFC 7541.
 
+#![allow(dead_code, reason = "two programs share this file, and each has its own use for it")]
+
 use hashbrown::HashMap;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

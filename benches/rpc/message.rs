@@ -1,6 +1,8 @@
 //! The KMS v2 messages, written by hand: the servers and the client of this benchmark link nothing of kube-kms, so that they
 //! have neither its allocator nor its wiping. SPEC: k8s.io/kms apis/v2/api.proto.
 
+#![allow(dead_code, reason = "two programs share this file, and each has its own use for it")]
+
 use std::collections::BTreeMap;
 
 /// The path of Status.
