@@ -197,7 +197,8 @@ fn burst(site: &Site, socket: &Path, case: &Case, values: &[Vec<u8>]) -> Shown {
             waiting.push_back(again.pop_front().unwrap().1);
         }
         while wire.in_flight() < AT_ONCE {
-            let Some(n) = waiting.pop_front() else { break };
+            let Some(n) = waiting.front().copied().filter(|n| wire.has_room(&values[n % values.len()])) else { break };
+            waiting.pop_front();
             wire.call_with(now, n, &values[n % values.len()]).unwrap();
         }
         wire.flush().unwrap();

@@ -24,7 +24,7 @@ pub fn measure(plan: &Plan, runtime: &Handle) -> Value {
 fn send(wire: &mut Wire, values: &[Vec<u8>], count: usize) {
     let (mut sent, mut ended) = (0, 0);
     while ended < count {
-        while wire.in_flight() < DEPTH && sent < count {
+        while wire.in_flight() < DEPTH && sent < count && wire.has_room(&values[sent % values.len()]) {
             wire.call_with(Instant::now(), 0, &values[sent % values.len()]).unwrap();
             sent += 1;
         }

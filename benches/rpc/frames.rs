@@ -148,6 +148,11 @@ impl Wire {
         })
     }
 
+    /// Whether the server lets us send this much now.
+    pub fn has_room(&self, body: &[u8]) -> bool {
+        self.window >= i64::try_from(body.len()).unwrap()
+    }
+
     /// Prepares a call whose time counts from `since`. [`Wire::flush`] sends it.
     pub fn call(&mut self, since: Instant) -> io::Result<()> {
         let body = std::mem::take(&mut self.body);
