@@ -17,6 +17,7 @@ pub fn measure(plan: &Plan) -> Value {
     let tries = if plan.quick { 7 } else { 30 };
     println!("exec to the first good Status, {tries} tries");
     let local = tried(plan, "local KEK", tries, Site::local);
+    let again = again(plan, tries);
     let aws = tried(plan, "AWS, a KMS of 1 ms", tries, || {
         let site = Site::aws();
         site.kms().set_latency(ANY, Duration::from_millis(1));
@@ -25,7 +26,7 @@ pub fn measure(plan: &Plan) -> Value {
     let (median, rss) = (local["medianMs"].as_f64().unwrap(), aws["idleRssKib"].as_f64().unwrap() / 1024.0);
     println!("  first good Status, local: {median:.1} ms ≤ 20: {}", met(median <= 20.0));
     println!("  RSS idle, AWS and local provider on: {rss:.1} MiB ≤ 16: {}", met(rss <= 16.0));
-    json!({"local": local, "aws": aws})
+    json!({"local": local, "localAgainMs": again, "aws": aws})
 }
 
 fn tried(plan: &Plan, name: &str, tries: usize, site: impl Fn() -> Site) -> Value {
@@ -50,6 +51,25 @@ fn tried(plan: &Plan, name: &str, tries: usize, site: impl Fn() -> Site) -> Valu
         anonymous / 1024.0
     );
     json!({"medianMs": good, "minMs": first, "maxMs": last, "socketMs": bound, "idleRssKib": rss, "idleAnonKib": anonymous})
+}
+
+/// With the state file of the run before, as after a reboot: the median in milliseconds.
+fn again(plan: &Plan, tries: usize) -> f64 {
+    let site = Site::local();
+    let mut times = Vec::new();
+    for turn in 0..=tries {
+        let _ = std::fs::remove_file(site.socket());
+        let began = Instant::now();
+        let running = plan.serve(&site);
+        let (_, good) = first_status(&site.socket(), began);
+        if turn > 0 {
+            times.push(good);
+        }
+        running.kill();
+    }
+    let good = median(times);
+    println!("  local KEK, with the state file of the run before: median {good:.1} ms");
+    good
 }
 
 /// Milliseconds until there is a socket, and until it says `ok`.

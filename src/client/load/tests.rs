@@ -91,12 +91,14 @@ fn line(measured: &Measured, rpc: Rpc) -> &tally::Line {
     measured.tally.lines().find(|(r, _)| *r == rpc).unwrap().1
 }
 
-const QUICK: Known = Known { encrypts: AtomicUsize::new(0), stall_at: usize::MAX, stall: Duration::ZERO, honest: true };
+const fn quick() -> Known {
+    Known { encrypts: AtomicUsize::new(0), stall_at: usize::MAX, stall: Duration::ZERO, honest: true }
+}
 
 #[tokio::test]
 async fn a_plugin_that_stalls_is_charged_for_every_call_that_should_have_been_sent() {
     // 300 ms of silence at 500 calls a second: 150 calls wait, one after the other 2 ms less.
-    let (_dir, socket) = serve(Known { stall_at: 250, stall: Duration::from_millis(300), ..QUICK });
+    let (_dir, socket) = serve(Known { stall_at: 250, stall: Duration::from_millis(300), ..quick() });
     let open = measured(&plan(socket, Pace::PerSecond(500.0), "encrypt=1")).await;
     let encrypt = line(&open, Rpc::Encrypt);
     assert!((400..=520).contains(&encrypt.served()), "{} calls", encrypt.served());
@@ -108,7 +110,7 @@ async fn a_plugin_that_stalls_is_charged_for_every_call_that_should_have_been_se
 
 #[tokio::test]
 async fn a_closed_loop_calls_in_the_shares_and_watches_the_process_behind_the_socket() {
-    let (_dir, socket) = serve(QUICK);
+    let (_dir, socket) = serve(quick());
     let closed = measured(&plan(socket, Pace::InFlight(4), "encrypt=80,decrypt=15,status=5")).await;
     let served = |rpc| line(&closed, rpc).served();
     let all = closed.tally.calls();
@@ -122,7 +124,7 @@ async fn a_closed_loop_calls_in_the_shares_and_watches_the_process_behind_the_so
 
 #[tokio::test]
 async fn other_bytes_than_were_sealed_are_a_failure_and_not_a_latency() {
-    let (_dir, socket) = serve(Known { honest: false, ..QUICK });
+    let (_dir, socket) = serve(Known { honest: false, ..quick() });
     let wrong = measured(&plan(socket, Pace::InFlight(1), "decrypt=1")).await;
     let decrypt = line(&wrong, Rpc::Decrypt);
     assert_eq!(decrypt.served(), 0);
