@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 .PHONY: help run build test e2e lint fmt bench bench-rpc bench-growth deny presubmit clean
 
 help: ## Say what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(KUBE_KMS) $(RUN_DIR)/config.yaml $(RUN_DIR)/keyring.json ## Serve on the embedded `local` KEK under ./.kube-kms and say what to do next
 	@$(KUBE_KMS) serve --config $(RUN_DIR)/config.yaml --print-setup
@@ -34,9 +34,11 @@ lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --features bench-servers --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@if command -v go > /dev/null; then cd tests/apiserver && test -z "$$(gofmt -l . | tee /dev/stderr)" && export CGO_ENABLED=0 && (cd driver && go vet . && \
 	  go vet -modfile=old.mod .) && cd extension && go vet .; else echo "no Go: tests/apiserver is not linted"; fi
+	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && test -z "$$(gofmt -l . | tee /dev/stderr)" && CGO_ENABLED=0 go vet .; fi
 
 fmt: ## Format
 	$(CARGO) fmt --all
