@@ -240,7 +240,7 @@ struct Alarm(AsyncFd<OwnedFd>);
 impl Alarm {
     #[expect(
         deprecated,
-        reason = "the new one is unsafe because of types that close their descriptor early; an OwnedFd does not"
+        reason = "the new one asks for a promise about types that close their descriptor early; an OwnedFd does not"
     )]
     fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
