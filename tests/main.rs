@@ -21,6 +21,7 @@
 
 mod apiserver_simulator;
 mod architecture;
+mod bench_command;
 mod canary;
 mod cli;
 mod conformance_command;

@@ -2,6 +2,7 @@
 //!
 //! One file per command. Secrets never come in by argument: only by file or by the environment of a KMS's own SDK.
 
+pub mod bench;
 pub mod check;
 pub mod conformance;
 mod drill;
@@ -48,6 +49,8 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Walk a whole key rotation, and test every claim of it
     Drill(drill::Arguments),
+    /// Put load on a plugin and print latencies, failures and what each call costs
+    Bench(bench::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
@@ -92,6 +95,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Drill(arguments) => drill::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Manifests(arguments) => manifests::run(&arguments),
         Command::Scan(arguments) => scan::run(&arguments),
