@@ -1,8 +1,9 @@
 //! The plugin gone and back; the key disabled for longer than writes live; the KMS gone while the API server restarts.
 
 use super::live::served;
-use super::pair::{Pair, times};
+use super::pair::Pair;
 use super::scenarios;
+use super::shadow::times;
 use crate::support::apiserver_go::Release;
 use crate::support::site::{ALIAS, Site};
 use std::time::{Duration, Instant};

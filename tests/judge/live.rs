@@ -1,8 +1,10 @@
 //! What an API server does all day: it starts before its plugin, writes, reads, has its plugin replaced under load and its
 //! configuration changed under load.
 
-use super::pair::{PROVIDER, Pair, Stored, hash, times};
+use super::layout::{Entry, PROVIDER};
+use super::pair::{Pair, Stored};
 use super::scenarios;
+use super::shadow::{hash, times};
 use crate::support::apiserver_go::Release;
 use crate::support::site::{Running, Site};
 use kube_kms::api::stored;
@@ -133,11 +135,11 @@ async fn take_over(release: Release) {
 async fn reload(release: Release) {
     let site = Site::local();
     let running = site.start().await;
-    let pair = Pair::start(release, &site).await;
+    let mut pair = Pair::start(release, &site).await;
     let all = pair.write("before").await;
     pair.read(&all, false).await;
     pair.real.storm().await;
-    pair.reload(&site).await;
+    pair.reload(vec![Entry::Kms { name: PROVIDER, socket: site.socket(), timeout: 4 }, Entry::Identity]).await;
     let storm_goes_on = pair.write("after").await;
     pair.read(&[all, storm_goes_on].concat(), false).await;
     let storm = pair.real.calm().await;

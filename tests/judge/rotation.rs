@@ -1,7 +1,8 @@
 //! A new version of the KEK, whichever way it comes: seen in time, old objects read, a rewrite carries the new key_id.
 
-use super::pair::{Pair, Stored, times};
+use super::pair::{Pair, Stored};
 use super::scenarios;
+use super::shadow::times;
 use crate::support::apiserver_go::Release;
 use crate::support::hand::rotate;
 use crate::support::site::{ALIAS, Site};

@@ -1,6 +1,6 @@
 //! A whole API server on a real etcd: objects through its HTTPS API, and what etcd has of them.
 
-use super::pair::PROVIDER;
+use super::layout::PROVIDER;
 use crate::support::apiserver_whole::{ETCD_PREFIX, WholeApiServer};
 use crate::support::hand::rotate;
 use crate::support::site::Site;

@@ -144,6 +144,13 @@ pub struct Sample {
     pub value: f64,
 }
 
+impl Sample {
+    /// Whether it counts the configurations that were taken into use after a change of the file.
+    pub fn is_a_good_reload(&self) -> bool {
+        self.name.contains("automatic_reload") && self.labels.get("status").is_some_and(|s| s == "success")
+    }
+}
+
 /// One process.
 pub struct RealApiServer {
     child: Child,
