@@ -7,7 +7,7 @@ use super::layout::{self, Layout, names, ordinary, providers};
 use super::shadow::{Rpcs, Shadow, of_real, of_simulator};
 use crate::support::apiserver_go::{RealApiServer, Release};
 use crate::support::site::{PATIENCE, Site};
-use kube_kms::client::apiserver::ApiServer;
+use kube_kms::client::apiserver::{ApiServer, Rewrite};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -141,6 +141,24 @@ impl Pair {
             assert_eq!(*object.plaintext, stored.plaintext, "{}", stored.key);
             assert_eq!(object.stale, stale, "the simulator on {}", stored.key);
         }
+    }
+
+    /// A storage migration: read, write, and nothing is left behind. Each of the two rewrites half of it.
+    pub async fn rewrite(&self, all: &[Stored]) -> Vec<Stored> {
+        let mut rewritten = Vec::new();
+        for (n, s) in all.iter().enumerate() {
+            let value = if n % 4 < 2 {
+                let object = self.real.read(&[(&s.key, &s.value)]).await.remove(0).unwrap();
+                self.real.write(&[(&s.key, &object.plaintext)]).await.remove(0).unwrap()
+            } else {
+                match self.sim.rewrite(&s.key, &s.value).await.unwrap() {
+                    Rewrite::Value(value) => value,
+                    Rewrite::Unneeded => s.value.clone(),
+                }
+            };
+            rewritten.push(Stored { value, ..s.clone() });
+        }
+        rewritten
     }
 
     /// RPCs of the real ones and of the simulator, key_ids by hash, cached seeds: the same, or the test fails.
