@@ -30,6 +30,9 @@ build: ## Build the release binary
 test: ## Run every test; installs what it needs; counts what it skips
 	@CARGO="$(CARGO)" tests/run.sh
 
+e2e: $(KUBE_KMS) ## Run under the kube-apiserver and etcd that are in the folder KUBEBUILDER_ASSETS; skipped when it is not set
+	@KUBE_KMS=$(KUBE_KMS) python3 tests/e2e/run.py
+
 lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
