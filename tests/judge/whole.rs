@@ -18,7 +18,7 @@ use crate::support::apiserver_whole::{ETCD_PREFIX, Machine, WholeApiServer};
 use crate::support::site::{PATIENCE, Site};
 use crate::support::skipped;
 use kube_kms::api::stored;
-use kube_kms::client::apiserver::{ApiServer, Rewrite};
+use kube_kms::client::apiserver::{ApiServer, FindingCode, Rewrite};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -222,7 +222,10 @@ impl Whole {
         assert_eq!(times(&real, "Encrypt", "OK"), times(&sim, "Encrypt", "OK"), "{real:?} {sim:?}");
         let codes = |rpcs: &Rpcs| rpcs.keys().filter(|(rpc, _)| rpc != "Decrypt").cloned().collect::<BTreeSet<_>>();
         assert_eq!(codes(&real), codes(&sim), "other gRPC codes");
-        assert!(self.sim.report().findings.is_empty(), "{:?}", self.sim.report().findings);
+        // A Status that nobody answers is slow as well: that is the time in which the plugin was away.
+        let findings: Vec<_> =
+            self.sim.report().findings.into_iter().filter(|f| f.code != FindingCode::StatusSlow).collect();
+        assert!(findings.is_empty(), "{findings:?}");
         real
     }
 

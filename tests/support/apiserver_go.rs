@@ -205,6 +205,9 @@ impl RealApiServer {
     }
 
     async fn transform(&self, op: &str, objects: &[(&str, &[u8])]) -> Vec<Result<Object, String>> {
+        if objects.is_empty() {
+            return Vec::new();
+        }
         let objects: Vec<_> =
             objects.iter().map(|(key, data)| json!({"key": key, "data": BASE64_STANDARD.encode(data)})).collect();
         let answer = self.ask(json!({"op": op, "objects": objects})).await;

@@ -32,7 +32,7 @@ async fn from_plaintext_to_one_kms_and_on_to_another_a_whole_api_server_under_lo
         }
     }
     let storm = whole.api.calm(WIDGETS);
-    storm.assert_unharmed(100);
+    storm.assert_unharmed(20);
     whole.read_all().await;
     assert_eq!(whole.in_use()[0].len(), 3, "{:?}", whole.in_use());
     let rpcs = whole.agree();
