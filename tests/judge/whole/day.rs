@@ -32,8 +32,8 @@ async fn a_thousand_objects_of_a_whole_api_server_share_one_seed() {
     whole.read_all().await;
     let rpcs = whole.agree();
     assert_eq!(times(&rpcs, "Encrypt", "OK"), 2, "{rpcs:?}");
-    // Reads that miss at the same time each ask; there are few of them at a start.
-    assert!((1..=3).contains(&times(&rpcs, "Decrypt", "OK")), "{rpcs:?}");
+    // Reads that miss at the same time each ask, and from 1.37 on the watch cache decodes ten objects at once while it fills.
+    assert!((1..=20).contains(&times(&rpcs, "Decrypt", "OK")), "{rpcs:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
