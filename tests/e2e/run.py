@@ -426,6 +426,8 @@ def main():
     if missing:
         print(f"e2e: missing: {', '.join(missing)}", file=sys.stderr)
         return 1
+    # However it is told to stop, what it started stops with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("e2e: terminated"))
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kube-kms-e2e-"))
     run = None
     try:
