@@ -321,6 +321,8 @@ class Migration:
             server.ok("POST", path, {
                 "apiVersion": f"{self.GROUP}/{self.version}", "kind": "StorageVersionMigration",
                 "metadata": {"name": f"e2e-{resource}"}, "spec": {"resource": what}})
+        # The controller first waits, with a growing pause, until the garbage collector has seen everything: one or two minutes.
+        for resource in COMPACT:
             until(f"the migration of {resource} succeeds", 300, lambda r=resource: self.succeeded(server, path, r))
 
     def succeeded(self, server, path, resource):
