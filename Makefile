@@ -9,7 +9,6 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 .PHONY: help run build image test e2e drill lint fmt bench bench-rpc bench-growth counts deny presubmit clean
-.PHONY: help run build test e2e lint fmt bench counts deny presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +46,9 @@ image: ## Build the container image, static and reproducible; needs docker (with
 
 test: ## Run every test; installs what it needs; counts what it skips
 	@CARGO="$(CARGO)" tests/run.sh
+
+e2e: $(KUBE_KMS) ## Run under the kube-apiserver and etcd that are in the folder KUBEBUILDER_ASSETS; skipped when it is not set
+	@KUBE_KMS=$(KUBE_KMS) python3 tests/e2e/run.py
 
 lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check

@@ -4,10 +4,12 @@
 //! Every scenario runs on both releases at once. SPEC: k8s.io/apiserver encryptionconfig and kmsv2; KEP-3299.
 
 mod away;
+mod layout;
 mod live;
 mod pair;
 mod replicas;
 mod rotation;
+mod shadow;
 mod whole;
 
 use crate::support::apiserver_go::{Release, built};

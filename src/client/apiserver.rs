@@ -1,4 +1,4 @@
-//! An API server simulator: one KMS v2 provider in one kube-apiserver process.
+//! An API server simulator: the providers of an EncryptionConfiguration in one kube-apiserver process.
 //!
 //! Guarantees: it polls, rotates, expires, coasts, caches and refuses as kube-apiserver does, on an injected clock and
 //! with injected randomness, so that a driver plays a day in a second or runs it in real time. It has no timer of its own:
@@ -12,6 +12,7 @@ mod hand_clock;
 mod key_history;
 mod probe;
 mod process;
+mod provider;
 mod record;
 mod rhythm;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use finding::{Finding, FindingCode};
 pub use hand_clock::HandClock;
 pub use key_history::KeyIdSeen;
 pub use process::Settings;
+pub use provider::Provider;
 pub use record::{Counts, Event, Happened, Report, RpcCount};
 pub use rhythm::{
     DECRYPT_CACHE_TTL, HEALTH_TTL_BAD, HEALTH_TTL_GOOD, POLL_HEALTHY, POLL_UNHEALTHY, RELOAD_PATIENCE, WRITE_STATE_TTL,
@@ -34,12 +36,11 @@ pub use unhealthy::{Problem, Unhealthy};
 
 use crate::client::plugin::KmsPlugin;
 use crate::core::port::{Clock, Entropy, Moment};
-use probe::Probe;
 use process::{Process, locked};
+use provider::Configuration;
 use record::count;
 use rhythm::later;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 /// See the module. Every method takes `&self`: reads may run at once, as an API server's do.
 #[derive(Debug)]
@@ -51,39 +52,44 @@ pub struct ApiServer {
 /// The configurations that are there at one moment.
 #[derive(Debug)]
 struct Loaded {
-    current: Arc<Probe>,
+    current: Arc<Configuration>,
     /// A new one that is not healthy yet, and until when it may become so.
-    candidate: Option<(Arc<Probe>, Moment)>,
+    candidate: Option<(Arc<Configuration>, Moment)>,
     /// Old ones that are still polled, and until when.
-    closing: Vec<(Arc<Probe>, Moment)>,
+    closing: Vec<(Arc<Configuration>, Moment)>,
 }
 
 impl Loaded {
-    const fn only(current: Arc<Probe>) -> Self {
+    const fn only(current: Arc<Configuration>) -> Self {
         Self { current, candidate: None, closing: Vec::new() }
     }
 }
 
 impl ApiServer {
-    /// Starts the process: loads the provider, which is evaluated once inline. A plugin that is not there yet is not fatal.
+    /// Starts the process with one KMS provider, which is evaluated once inline. A plugin that is not there yet is not fatal.
     pub async fn start(
         settings: Settings,
         plugin: Arc<dyn KmsPlugin>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Self {
-        let process = Process::new(settings, clock, entropy);
+        Self::start_with(vec![Provider::Kms { settings, plugin }], clock, entropy).await
+    }
+
+    /// As [`ApiServer::start`], with these providers.
+    pub async fn start_with(providers: Vec<Provider>, clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
+        let process = Process::new(clock, entropy);
         process.record().event(process.now(), Happened::Loaded);
-        let (probe, _) = Probe::load(&process, plugin).await;
-        Self { process, loaded: Mutex::new(Loaded::only(Arc::new(probe))) }
+        let (configuration, _) = Configuration::load(&process, providers).await;
+        Self { process, loaded: Mutex::new(Loaded::only(Arc::new(configuration))) }
     }
 
     /// When something is due next. Nothing is lost when the driver comes later; it is then later.
     #[must_use]
     pub fn next_due(&self) -> Moment {
         let loaded = locked(&self.loaded);
-        let candidate = loaded.candidate.iter().map(|(probe, until)| probe.health_expires().min(*until));
-        let closing = loaded.closing.iter().map(|(probe, until)| probe.next_due().min(*until));
+        let candidate = loaded.candidate.iter().map(|(new, until)| new.health_expires().min(*until));
+        let closing = loaded.closing.iter().map(|(old, until)| old.next_due().min(*until));
         candidate.chain(closing).fold(loaded.current.next_due(), Moment::min)
     }
 
@@ -92,14 +98,14 @@ impl ApiServer {
         self.current().note_if_expired(&self.process);
         self.tick_candidate().await;
         let now = self.process.now();
-        let probes: Vec<_> = {
+        let polled: Vec<_> = {
             let mut loaded = locked(&self.loaded);
             loaded.closing.retain(|(_, until)| *until > now);
-            let old = loaded.closing.iter().map(|(probe, _)| Arc::clone(probe));
+            let old = loaded.closing.iter().map(|(old, _)| Arc::clone(old));
             std::iter::once(Arc::clone(&loaded.current)).chain(old).collect()
         };
-        for probe in probes {
-            probe.tick(&self.process).await;
+        for configuration in polled {
+            configuration.tick(&self.process).await;
         }
     }
 
@@ -114,37 +120,38 @@ impl ApiServer {
         current.check(&self.process).await
     }
 
-    /// Restarts the process: seed, caches and the memory of the version are gone; the provider is evaluated inline. The
+    /// Restarts the process: seeds, caches and the memory of the versions are gone; the providers are evaluated inline. The
     /// record stays.
     pub async fn restart(&self) {
-        let plugin = Arc::clone(&self.current().plugin);
-        self.restart_with(plugin).await;
+        let providers = self.current().providers();
+        self.restart_with(providers).await;
     }
 
-    /// As [`ApiServer::restart`], with another way to the plugin.
-    pub async fn restart_with(&self, plugin: Arc<dyn KmsPlugin>) {
+    /// As [`ApiServer::restart`], with other providers, or another way to the same.
+    pub async fn restart_with(&self, providers: Vec<Provider>) {
         self.current().note_if_expired(&self.process);
         self.process.record().event(self.process.now(), Happened::Restarted);
-        let (probe, _) = Probe::load(&self.process, plugin).await;
-        *locked(&self.loaded) = Loaded::only(Arc::new(probe));
+        let (configuration, _) = Configuration::load(&self.process, providers).await;
+        *locked(&self.loaded) = Loaded::only(Arc::new(configuration));
     }
 
-    /// Loads a changed configuration: a new connection, Status, Encrypt, seed and cache; the memory of the version is
-    /// gone. The old one stays in use until the new one is healthy, and is polled for twice the timeout after that. A new
-    /// one that is not healthy at once has [`RELOAD_PATIENCE`]; `tick` takes it into use or drops it.
+    /// Loads a changed configuration, whatever the change: new connections, Status, Encrypt, seeds and caches; the memory of
+    /// the versions is gone. The old one stays in use until the new one is healthy, and is polled for twice its timeouts
+    /// after that. A new one that is not healthy at once has [`RELOAD_PATIENCE`] or twice its timeouts; `tick` takes it into
+    /// use or drops it.
     ///
     /// # Errors
     /// Why the new one is not in use yet.
-    pub async fn reload(&self, plugin: Arc<dyn KmsPlugin>) -> Result<(), Unhealthy> {
-        let patience = RELOAD_PATIENCE.max(self.grace());
-        let until = later(self.process.now(), patience);
-        let (probe, result) = Probe::load(&self.process, plugin).await;
-        let probe = Arc::new(probe);
+    pub async fn reload(&self, providers: Vec<Provider>) -> Result<(), Unhealthy> {
+        let began = self.process.now();
+        let (configuration, result) = Configuration::load(&self.process, providers).await;
+        let configuration = Arc::new(configuration);
         if result.is_ok() {
-            self.take_into_use(probe);
+            self.take_into_use(configuration);
         } else {
             self.process.record().event(self.process.now(), Happened::ReloadPending);
-            locked(&self.loaded).candidate = Some((probe, until));
+            let until = later(began, configuration.patience());
+            locked(&self.loaded).candidate = Some((configuration, until));
         }
         result
     }
@@ -154,7 +161,7 @@ impl ApiServer {
     /// # Errors
     /// Before the first good evaluation, and after the write state expired.
     pub fn write(&self, key: &str, plaintext: &[u8]) -> Result<Vec<u8>, TransformError> {
-        let result = transform::write(&self.process, &self.current(), key, plaintext);
+        let result = self.current().write(&self.process, key, plaintext);
         let counts = &mut self.process.record().counts;
         count(if result.is_ok() { &mut counts.writes_ok } else { &mut counts.writes_failed });
         result
@@ -168,8 +175,7 @@ impl ApiServer {
     /// # Cancel safety
     /// Dropping the future cancels its Decrypt.
     pub async fn read(&self, key: &str, value: &[u8]) -> Result<Read, TransformError> {
-        let current = self.current();
-        let result = transform::read(&self.process, &current, key, value).await;
+        let result = self.current().read(&self.process, key, value).await;
         let counts = &mut self.process.record().counts;
         count(if result.is_ok() { &mut counts.reads_ok } else { &mut counts.reads_failed });
         result
@@ -197,19 +203,19 @@ impl ApiServer {
     /// The key_id that writes use, when there is one.
     #[must_use]
     pub fn write_key_id(&self) -> Option<String> {
-        self.current().write_state().map(|state| state.object.key_id)
+        self.current().writer()?.write_state().map(|state| state.object.key_id)
     }
 
     /// Until when writes go on if nothing more is heard of the plugin.
     #[must_use]
     pub fn write_expires(&self) -> Option<Moment> {
-        self.current().write_state().map(|state| state.expires())
+        self.current().writer()?.write_state().map(|state| state.expires())
     }
 
-    /// Seeds in the decrypt cache: the API server's metric `dek_source_cache_size`.
+    /// Seeds in the decrypt caches: the sum of the API server's metric `dek_source_cache_size`.
     #[must_use]
     pub fn cached_seeds(&self) -> usize {
-        locked(&self.current().cache).len()
+        self.current().cached_seeds()
     }
 
     /// What happened so far.
@@ -219,30 +225,26 @@ impl ApiServer {
         self.process.record().report()
     }
 
-    fn current(&self) -> Arc<Probe> {
+    fn current(&self) -> Arc<Configuration> {
         Arc::clone(&locked(&self.loaded).current)
     }
 
-    /// How long an old configuration stays after a new one is in use. SPEC: twice the sum of the timeouts.
-    fn grace(&self) -> Duration {
-        self.process.settings.timeout.saturating_mul(2)
-    }
-
-    fn take_into_use(&self, probe: Arc<Probe>) {
+    fn take_into_use(&self, new: Arc<Configuration>) {
         let now = self.process.now();
         let mut loaded = locked(&self.loaded);
-        let old = std::mem::replace(&mut loaded.current, probe);
+        let old = std::mem::replace(&mut loaded.current, new);
         old.note_if_expired(&self.process);
         loaded.candidate = None;
-        loaded.closing.push((old, later(now, self.grace())));
+        let until = later(now, old.grace());
+        loaded.closing.push((old, until));
         self.process.record().event(now, Happened::Reloaded);
     }
 
     async fn tick_candidate(&self) {
         let candidate = locked(&self.loaded).candidate.clone();
-        let Some((probe, until)) = candidate else { return };
-        if probe.check(&self.process).await.is_ok() {
-            self.take_into_use(probe);
+        let Some((new, until)) = candidate else { return };
+        if new.check(&self.process).await.is_ok() {
+            self.take_into_use(new);
         } else if self.process.now() >= until {
             locked(&self.loaded).candidate = None;
             self.process.record().event(self.process.now(), Happened::ReloadRefused);

@@ -2,9 +2,8 @@
 //!
 //! Guarantees: its loops and a readiness probe run until this is dropped; what it reports is on its own, faster clock.
 
-use crate::client::apiserver::{ApiServer, Finding, FindingCode, Settings};
+use crate::client::apiserver::{ApiServer, Finding, FindingCode, Provider, Settings};
 use crate::client::kms::{KmsClient, Target};
-use crate::client::plugin::KmsPlugin;
 use crate::core::port::{Clock, Moment};
 use crate::drill::store::Store;
 use crate::drill::task::Tasks;
@@ -40,15 +39,9 @@ pub(crate) struct Front {
 impl Front {
     /// Starts it on the plugin that listens there.
     pub(crate) async fn start(name: &str, target: Target, tempo: Tempo) -> Result<Self, String> {
-        let plugin = connect(target, tempo).await?;
-        let settings = Settings {
-            name: PROVIDER.to_owned(),
-            timeout: tempo.rpc_timeout,
-            // On its clock: 2 s of ours.
-            status_slow: Duration::from_secs(2).saturating_mul(SPEED),
-        };
+        let providers = providers(target, tempo).await?;
         let clock = Arc::new(FastClock(MonotonicClock::new()));
-        let server = Arc::new(ApiServer::start(settings, plugin, clock, Arc::new(OsEntropy)).await);
+        let server = Arc::new(ApiServer::start_with(providers, clock, Arc::new(OsEntropy)).await);
         let is_ready = Arc::new(AtomicBool::new(server.readyz().await.is_ok()));
         let mut loops = Tasks::default();
         let (ticking, asked, answer) = (Arc::clone(&server), Arc::clone(&server), Arc::clone(&is_ready));
@@ -70,8 +63,7 @@ impl Front {
 
     /// The API server process is restarted: its seed and its caches are gone.
     pub(crate) async fn restart(&self, target: Target, tempo: Tempo) -> Result<(), String> {
-        let plugin = connect(target, tempo).await?;
-        self.server.restart_with(plugin).await;
+        self.server.restart_with(providers(target, tempo).await?).await;
         Ok(())
     }
 
@@ -100,9 +92,17 @@ impl Front {
     }
 }
 
-async fn connect(target: Target, tempo: Tempo) -> Result<Arc<dyn KmsPlugin>, String> {
+/// An EncryptionConfiguration with this one provider.
+async fn providers(target: Target, tempo: Tempo) -> Result<Vec<Provider>, String> {
     let client = KmsClient::connect(target, tempo.rpc_timeout).await;
-    client.map(|client| Arc::new(client) as _).map_err(|error| format!("nobody listens on its socket: {error}"))
+    let plugin = client.map(Arc::new).map_err(|error| format!("nobody listens on its socket: {error}"))?;
+    let settings = Settings {
+        name: PROVIDER.to_owned(),
+        timeout: tempo.rpc_timeout,
+        // On its clock: 2 s of ours.
+        status_slow: Duration::from_secs(2).saturating_mul(SPEED),
+    };
+    Ok(vec![Provider::Kms { settings, plugin }])
 }
 
 /// What was found, for a detail.

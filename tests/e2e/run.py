@@ -321,6 +321,8 @@ class Migration:
             server.ok("POST", path, {
                 "apiVersion": f"{self.GROUP}/{self.version}", "kind": "StorageVersionMigration",
                 "metadata": {"name": f"e2e-{resource}"}, "spec": {"resource": what}})
+        # The controller first waits, with a growing pause, until the garbage collector has seen everything: one or two minutes.
+        for resource in COMPACT:
             until(f"the migration of {resource} succeeds", 300, lambda r=resource: self.succeeded(server, path, r))
 
     def succeeded(self, server, path, resource):
@@ -426,6 +428,8 @@ def main():
     if missing:
         print(f"e2e: missing: {', '.join(missing)}", file=sys.stderr)
         return 1
+    # However it is told to stop, what it started stops with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("e2e: terminated"))
     folder = pathlib.Path(tempfile.mkdtemp(prefix="kube-kms-e2e-"))
     run = None
     try:

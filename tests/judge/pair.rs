@@ -1,31 +1,17 @@
 //! Two API servers on one plugin that live through the same: k8s.io/apiserver's own code, and our simulator of it.
 //!
 //! Guarantees: every step is done to both; [`Pair::agree`] fails the test when they made other RPCs, saw other key_ids or
-//! keep another number of seeds. The simulator runs on the real clock and waits for a lost plugin as grpc-go does.
+//! keep another number of seeds.
 
+use super::layout::{self, Layout, names, ordinary, providers};
+use super::shadow::{Rpcs, Shadow, of_real, of_simulator};
 use crate::support::apiserver_go::{RealApiServer, Release};
 use crate::support::site::{PATIENCE, Site};
-use kube_kms::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
-use kube_kms::client::apiserver::{ApiServer, Settings};
-use kube_kms::client::kms::{KmsClient, Target};
-use kube_kms::client::plugin::{KmsPlugin, RpcFuture};
-use kube_kms::core::port::Clock;
-use kube_kms::os::{MonotonicClock, OsEntropy};
-use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use kube_kms::client::apiserver::{ApiServer, Rewrite};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
-use tonic::{Code, Status};
-
-/// The provider's name in the EncryptionConfiguration.
-pub const PROVIDER: &str = "judge";
-/// kube-apiserver's default.
-const TIMEOUT: Duration = Duration::from_secs(3);
-
-/// RPCs by method and gRPC code, as kube-apiserver spells them.
-pub type Rpcs = BTreeMap<(String, String), u64>;
 
 /// See the module.
 pub struct Pair {
@@ -33,44 +19,43 @@ pub struct Pair {
     pub real: RealApiServer,
     pub sim: Arc<ApiServer>,
     config: PathBuf,
-    target: Target,
+    layout: Layout,
     /// What the real API servers before this one did.
     before: (Rpcs, BTreeSet<String>),
-    ticking: JoinHandle<()>,
+    _shadow: Shadow,
 }
 
 impl Pair {
-    /// Both start, with the same configuration.
+    /// Both start, with the same configuration: the plugin of that site writes.
     pub async fn start(release: Release, site: &Site) -> Self {
+        Self::start_with(release, site, ordinary(site)).await
+    }
+
+    /// Both start with these providers. The site lends its directory.
+    pub async fn start_with(release: Release, site: &Site, layout: Layout) -> Self {
         let config = site.dir().join(format!("encryption-{}.yaml", uuid::Uuid::new_v4().simple()));
-        write_config(&config, site, "3s");
-        let target = Target::File(site.socket());
-        let settings = Settings { timeout: TIMEOUT, ..Settings::new(PROVIDER) };
-        let clock = Arc::new(MonotonicClock::default());
-        let port: Arc<dyn Clock> = clock.clone();
-        let (real, sim) = tokio::join!(
-            RealApiServer::start(release, &config),
-            ApiServer::start(settings, plugin(&target), port, Arc::new(OsEntropy))
-        );
-        let sim = Arc::new(sim);
-        let ticking = tokio::spawn(tick(Arc::clone(&sim), clock));
-        Self { release, real, sim, config, target, before: Default::default(), ticking }
+        layout::write(&layout, "secrets", &config);
+        let (real, shadow) = tokio::join!(RealApiServer::start(release, &config), Shadow::start(&layout));
+        let sim = Arc::clone(&shadow.sim);
+        Self { release, real, sim, config, layout, before: Default::default(), _shadow: shadow }
     }
 
     /// Both are new processes.
     pub async fn restart(&mut self) {
-        let (rpcs, hashes) = self.real_rpcs_and_hashes().await;
-        self.before = (rpcs, hashes);
-        let (real, ()) =
-            tokio::join!(RealApiServer::start(self.release, &self.config), self.sim.restart_with(plugin(&self.target)));
+        self.before = self.real_rpcs_and_hashes().await;
+        let (real, ()) = tokio::join!(
+            RealApiServer::start(self.release, &self.config),
+            self.sim.restart_with(providers(&self.layout))
+        );
         self.real = real;
     }
 
     /// Both are given a changed EncryptionConfiguration, and use it when this returns.
-    pub async fn reload(&self, site: &Site) {
+    pub async fn reload(&mut self, layout: Layout) {
         let before = self.reloads().await;
-        write_config(&self.config, site, "4s");
-        self.sim.reload(plugin(&self.target)).await.unwrap();
+        layout::write(&layout, "secrets", &self.config);
+        self.sim.reload(providers(&layout)).await.unwrap();
+        self.layout = layout;
         let began = Instant::now();
         while self.reloads().await == before {
             assert!(began.elapsed() < PATIENCE, "{:?} did not reload\n{}", self.release, self.real.log());
@@ -79,11 +64,7 @@ impl Pair {
     }
 
     async fn reloads(&self) -> u64 {
-        let samples = self.real.metrics().await;
-        let ok = samples
-            .iter()
-            .filter(|s| s.name.contains("automatic_reload") && s.labels.get("status").is_some_and(|s| s == "success"));
-        ok.map(|s| s.value as u64).sum()
+        self.real.metrics().await.iter().filter(|s| s.is_a_good_reload()).map(|s| s.value as u64).sum()
     }
 
     /// The check `kms-providers` of both, which is the same.
@@ -162,6 +143,24 @@ impl Pair {
         }
     }
 
+    /// A storage migration: read, write, and nothing is left behind. Each of the two rewrites half of it.
+    pub async fn rewrite(&self, all: &[Stored]) -> Vec<Stored> {
+        let mut rewritten = Vec::new();
+        for (n, s) in all.iter().enumerate() {
+            let value = if n % 4 < 2 {
+                let object = self.real.read(&[(&s.key, &s.value)]).await.remove(0).unwrap();
+                self.real.write(&[(&s.key, &object.plaintext)]).await.remove(0).unwrap()
+            } else {
+                match self.sim.rewrite(&s.key, &s.value).await.unwrap() {
+                    Rewrite::Value(value) => value,
+                    Rewrite::Unneeded => s.value.clone(),
+                }
+            };
+            rewritten.push(Stored { value, ..s.clone() });
+        }
+        rewritten
+    }
+
     /// RPCs of the real ones and of the simulator, key_ids by hash, cached seeds: the same, or the test fails.
     pub async fn agree(&self) -> Rpcs {
         self.agree_on(|_| true).await
@@ -173,12 +172,10 @@ impl Pair {
         loop {
             let _ = self.readyz().await;
             let (all, hashes) = self.real_rpcs_and_hashes().await;
-            let report = self.sim.report();
-            let counts = report.counts.rpcs.iter().map(|c| ((c.rpc.to_string(), c.code.clone()), c.times));
+            let (counts, sim_hashes) = of_simulator(&self.sim.report());
             let some = |rpcs: Rpcs| rpcs.into_iter().filter(|((rpc, _), _)| wanted(rpc)).collect::<Rpcs>();
-            let sim_hashes: BTreeSet<_> = report.key_ids.iter().map(|seen| hash(&seen.key_id)).collect();
-            let real = (some(all.clone()), hashes, self.real_sum("dek_source_cache_size").await as usize);
-            let sim = (some(counts.collect()), sim_hashes, self.sim.cached_seeds());
+            let real = (some(all.clone()), hashes, self.real_cached_seeds().await);
+            let sim = (some(counts), sim_hashes, self.sim.cached_seeds());
             if real == sim {
                 return all;
             }
@@ -193,58 +190,35 @@ impl Pair {
     /// it again.
     pub async fn agree_on_successes(&self) -> Rpcs {
         let (mut real, hashes) = self.real_rpcs_and_hashes().await;
-        let report = self.sim.report();
-        let counts = report.counts.rpcs.iter().map(|c| ((c.rpc.to_string(), c.code.clone()), c.times));
-        let mut sim: Rpcs = counts.collect();
+        let (mut sim, sim_hashes) = of_simulator(&self.sim.report());
         let codes = |rpcs: &Rpcs| rpcs.keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(codes(&real), codes(&sim), "other gRPC codes");
         for rpcs in [&mut real, &mut sim] {
             rpcs.retain(|(rpc, code), _| code == "OK" && rpc != "Status");
         }
         assert_eq!(real, sim);
-        assert_eq!(hashes, report.key_ids.iter().map(|seen| hash(&seen.key_id)).collect());
+        assert_eq!(hashes, sim_hashes);
         real
     }
 
-    async fn real_sum(&self, name: &str) -> f64 {
-        let name = format!("apiserver_envelope_encryption_{name}");
-        self.real.metrics().await.iter().filter(|s| s.name == name).map(|s| s.value).sum()
+    /// Of the providers that are there now: the gauge of one that left the configuration stays as it was.
+    async fn real_cached_seeds(&self) -> usize {
+        let here = names(&self.layout);
+        let of_here = |name: &String| here.contains(&name.as_str());
+        let samples = self.real.metrics().await;
+        let sizes = samples.iter().filter(|s| s.name == "apiserver_envelope_encryption_dek_source_cache_size");
+        sizes.filter(|s| s.labels.get("provider_name").is_some_and(of_here)).map(|s| s.value as usize).sum()
     }
 
     async fn real_rpcs_and_hashes(&self) -> (Rpcs, BTreeSet<String>) {
         let (mut rpcs, mut hashes) = self.before.clone();
-        for sample in self.real.metrics().await {
-            let label = |name: &str| sample.labels[name].clone();
-            match sample.name.as_str() {
-                "apiserver_envelope_encryption_kms_operations_latency_seconds" => {
-                    let method = label("method_name");
-                    let rpc = method.rsplit('/').next().unwrap().to_owned();
-                    *rpcs.entry((rpc, label("grpc_status_code"))).or_default() += sample.value as u64;
-                }
-                "apiserver_envelope_encryption_key_id_hash_status_last_timestamp_seconds" => {
-                    hashes.insert(label("key_id_hash"));
-                }
-                _ => {}
-            }
+        let (now, now_hashes) = of_real(&self.real.metrics().await);
+        for (rpc, times) in now {
+            *rpcs.entry(rpc).or_default() += times;
         }
+        hashes.extend(now_hashes);
         (rpcs, hashes)
     }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        self.ticking.abort();
-    }
-}
-
-/// As kube-apiserver shows a key_id.
-pub fn hash(key_id: &str) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(key_id.as_bytes())))
-}
-
-/// How often.
-pub fn times(rpcs: &Rpcs, rpc: &str, code: &str) -> u64 {
-    rpcs.get(&(rpc.to_owned(), code.to_owned())).copied().unwrap_or(0)
 }
 
 /// An object, and where and as what it is stored.
@@ -265,91 +239,5 @@ impl Stored {
     /// And now it is.
     pub fn with(self, value: Vec<u8>) -> Self {
         Self { value, ..self }
-    }
-}
-
-fn write_config(path: &std::path::Path, site: &Site, timeout: &str) {
-    let text = format!(
-        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  \
-         providers:\n  - kms: {{apiVersion: v2, name: {PROVIDER}, endpoint: 'unix://{}', timeout: {timeout}}}\n  \
-         - identity: {{}}\n",
-        site.socket().display()
-    );
-    let new = path.with_extension("new");
-    std::fs::write(&new, text).unwrap();
-    std::fs::rename(new, path).unwrap();
-}
-
-async fn tick(sim: Arc<ApiServer>, clock: Arc<MonotonicClock>) {
-    loop {
-        let pause = sim.next_due().since(clock.now()).min(Duration::from_millis(100));
-        tokio::time::sleep(pause.max(Duration::from_millis(1))).await;
-        sim.tick().await;
-    }
-}
-
-fn plugin(target: &Target) -> Arc<dyn KmsPlugin> {
-    Arc::new(Patient { target: target.clone(), client: tokio::sync::Mutex::default() })
-}
-
-/// A client that waits for the plugin until the deadline, as grpc-go does with `WaitForReady`.
-#[derive(Debug)]
-struct Patient {
-    target: Target,
-    client: tokio::sync::Mutex<Option<KmsClient>>,
-}
-
-impl Patient {
-    async fn client(&self) -> Option<KmsClient> {
-        let mut client = self.client.lock().await;
-        if client.is_none() {
-            *client = KmsClient::connect(self.target.clone(), TIMEOUT).await.ok();
-        }
-        client.clone()
-    }
-
-    fn listens(&self) -> bool {
-        let Target::File(path) = &self.target else { return true };
-        std::os::unix::net::UnixStream::connect(path).is_ok()
-    }
-
-    async fn within<T>(
-        &self,
-        timeout: Duration,
-        call: impl Fn(KmsClient) -> RpcFuture<'static, T> + Send + Sync,
-    ) -> Result<T, Status> {
-        let calling = async {
-            loop {
-                if let Some(client) = self.client().await {
-                    match call(client).await {
-                        Err(status) if status.code() == Code::Unavailable && !self.listens() => {}
-                        answer => return answer,
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let waited = tokio::time::timeout(timeout, calling).await;
-        waited.unwrap_or_else(|_| Err(Status::deadline_exceeded("nobody listens there")))
-    }
-}
-
-impl KmsPlugin for Patient {
-    fn status(&self, timeout: Duration) -> RpcFuture<'_, StatusResponse> {
-        Box::pin(self.within(timeout, move |client| Box::pin(async move { KmsPlugin::status(&client, timeout).await })))
-    }
-
-    fn encrypt(&self, request: EncryptRequest, timeout: Duration) -> RpcFuture<'_, EncryptResponse> {
-        Box::pin(self.within(timeout, move |client| {
-            let request = request.clone();
-            Box::pin(async move { KmsPlugin::encrypt(&client, request, timeout).await })
-        }))
-    }
-
-    fn decrypt(&self, request: DecryptRequest, timeout: Duration) -> RpcFuture<'_, DecryptResponse> {
-        Box::pin(self.within(timeout, move |client| {
-            let request = request.clone();
-            Box::pin(async move { KmsPlugin::decrypt(&client, request, timeout).await })
-        }))
     }
 }

@@ -1,12 +1,12 @@
 //! A new version of the KEK, whichever way it comes: seen in time, old objects read, a rewrite carries the new key_id.
 
-use super::pair::{Pair, Stored, times};
+use super::pair::{Pair, Stored};
 use super::scenarios;
+use super::shadow::times;
 use crate::support::apiserver_go::Release;
 use crate::support::hand::rotate;
 use crate::support::site::{ALIAS, Site};
 use kube_kms::api::stored;
-use kube_kms::client::apiserver::Rewrite;
 use std::time::{Duration, Instant};
 
 scenarios! {
@@ -64,21 +64,7 @@ async fn rotated(release: Release, mut site: Site, rotate: impl Fn(&Site)) {
     assert_eq!(running.until_ok().await, new);
     // INVARIANT: everything before still reads, and is known for stale.
     pair.read(&all, true).await;
-    // A storage migration: read, write, and nothing is left behind.
-    // Each of the two rewrites half of it.
-    let mut rewritten = Vec::new();
-    for (n, s) in all.iter().enumerate() {
-        let value = if n % 4 < 2 {
-            let object = pair.real.read(&[(&s.key, &s.value)]).await.remove(0).unwrap();
-            pair.real.write(&[(&s.key, &object.plaintext)]).await.remove(0).unwrap()
-        } else {
-            let Rewrite::Value(value) = pair.sim.rewrite(&s.key, &s.value).await.unwrap() else {
-                panic!("{} is stale", s.key);
-            };
-            value
-        };
-        rewritten.push(Stored { value, ..s.clone() });
-    }
+    let rewritten = pair.rewrite(&all).await;
     assert!(rewritten.iter().all(|s| key_id(s) == new));
     pair.read(&rewritten, false).await;
     let rpcs = pair.agree().await;

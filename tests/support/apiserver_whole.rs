@@ -4,7 +4,7 @@
 //! handle. etcd is the one on the path, or Debian's, unpacked under the target directory and never installed. What is
 //! missing is a reason to skip with. Refuses to know KMS.
 
-use super::apiserver_go::go_build;
+use super::apiserver_go::{Sample, Storm, go_build};
 use super::etcd_store::{free_port, tool};
 use super::site::{PATIENCE, Site};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -13,26 +13,35 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Where the API server puts its objects in etcd.
 pub const ETCD_PREFIX: &str = "/ext";
 
+/// How often it looks at its EncryptionConfiguration, instead of once a minute.
+const FILE_POLL: &str = "200ms";
+
 const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\nclusters: [{name: none, cluster: {server: 'https://127.0.0.1:1'}}]\n\
     users: [{name: none, user: {}}]\ncontexts: [{name: none, context: {cluster: none, user: none}}]\ncurrent-context: none\n";
 
-/// etcd, the API server, and the client that speaks to both. Blocking: only for tests with more than one thread.
-pub struct WholeApiServer {
+/// etcd, and the client that speaks to it and to API servers. Blocking: only for tests with more than one thread.
+pub struct Machine {
     binary: PathBuf,
     dir: PathBuf,
-    config: PathBuf,
     etcd: Killed,
     etcd_url: String,
-    api: Option<Killed>,
-    api_url: String,
     _client: Killed,
     pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
+}
+
+/// One API server. Several may share a [`Machine`], as those of one cluster share etcd.
+pub struct WholeApiServer {
+    machine: Arc<Machine>,
+    config: PathBuf,
+    log: PathBuf,
+    api: Option<Killed>,
+    url: String,
 }
 
 struct Killed(Child);
@@ -44,12 +53,16 @@ impl Drop for Killed {
     }
 }
 
-impl WholeApiServer {
-    /// Builds what has to be built, and starts everything with this EncryptionConfiguration.
+impl Machine {
+    /// Builds what has to be built, and starts etcd.
     ///
     /// # Errors
     /// Why that cannot be done here.
-    pub fn start(site: &Site, config: &Path) -> Result<Self, String> {
+    pub fn start(site: &Site) -> Result<Arc<Self>, String> {
+        tokio::task::block_in_place(|| Self::start_blocking(site))
+    }
+
+    fn start_blocking(site: &Site) -> Result<Arc<Self>, String> {
         let etcd = tool("etcd", "etcd-server")?;
         let binary = go_build("extension", None, "extension")?;
         let dir = site.dir().join("whole");
@@ -60,32 +73,80 @@ impl WholeApiServer {
         let (stdin, mut stdout) = (client.stdin.take().unwrap(), BufReader::new(client.stdout.take().unwrap()));
         stdout.read_line(&mut String::new()).unwrap();
         let (etcd, etcd_url) = start_etcd(&etcd, &dir);
-        let mut whole = Self {
-            binary,
-            dir,
-            config: config.to_path_buf(),
-            etcd,
-            etcd_url,
-            api: None,
-            api_url: String::new(),
-            _client: Killed(client),
-            pipes: Mutex::new((stdin, stdout)),
-        };
-        whole.until("etcd is healthy", |w| w.try_send("GET", &format!("{}/health", w.etcd_url), None).0 == 200);
-        whole.restart();
-        Ok(whole)
+        let pipes = Mutex::new((stdin, stdout));
+        let machine = Self { binary, dir, etcd, etcd_url, _client: Killed(client), pipes };
+        let health = format!("{}/health", machine.etcd_url);
+        until("etcd is healthy", || machine.log(), || machine.send("GET", &health, None).0 == 200);
+        Ok(Arc::new(machine))
     }
 
-    /// Starts the API server, or kills it and starts another.
+    /// The bytes that etcd has under this key.
+    pub fn stored(&self, key: &str) -> Vec<u8> {
+        let found = self.range(&json!({"key": BASE64_STANDARD.encode(key)}));
+        found.into_iter().next().unwrap_or_else(|| panic!("etcd has no {key}")).1
+    }
+
+    /// Every key under this prefix, and the bytes that etcd has under it.
+    pub fn all_stored(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        let mut end = prefix.as_bytes().to_vec();
+        *end.last_mut().unwrap() += 1;
+        self.range(&json!({"key": BASE64_STANDARD.encode(prefix), "range_end": BASE64_STANDARD.encode(end)}))
+    }
+
+    fn range(&self, query: &Value) -> Vec<(String, Vec<u8>)> {
+        let (status, body) = self.send("POST", &format!("{}/v3/kv/range", self.etcd_url), Some(query));
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        let bytes = |kv: &Value, what: &str| BASE64_STANDARD.decode(kv[what].as_str().unwrap()).unwrap();
+        let found = answer["kvs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        found.iter().map(|kv| (String::from_utf8(bytes(kv, "key")).unwrap(), bytes(kv, "value"))).collect()
+    }
+
+    fn send(&self, method: &str, url: &str, body: Option<&Value>) -> (u64, String) {
+        let request = json!({"method": method, "url": url, "body": body});
+        let request = if body.is_some() { request } else { json!({"method": method, "url": url}) };
+        let answer = self.ask(&request);
+        let said = answer["error"].as_str().or(answer["body"].as_str()).unwrap();
+        (answer["status"].as_u64().unwrap(), said.to_owned())
+    }
+
+    fn ask(&self, request: &Value) -> Value {
+        tokio::task::block_in_place(|| {
+            let mut pipes = self.pipes.lock().unwrap();
+            writeln!(pipes.0, "{request}").unwrap();
+            let mut line = String::new();
+            pipes.1.read_line(&mut line).unwrap();
+            serde_json::from_str(&line).unwrap()
+        })
+    }
+
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.dir.join("etcd.log")).unwrap_or_default();
+        format!("--- etcd {}:\n{log}", self.etcd.0.id())
+    }
+}
+
+impl WholeApiServer {
+    /// Starts one with this EncryptionConfiguration, and waits until it lives. A plugin that is not there is no error.
+    pub fn start(machine: &Arc<Machine>, config: &Path) -> Self {
+        let log = config.with_extension("log");
+        let (machine, config) = (Arc::clone(machine), config.to_path_buf());
+        let mut server = Self { machine, config, log, api: None, url: String::new() };
+        server.restart();
+        server
+    }
+
+    /// Starts the process, or kills it and starts another.
     pub fn restart(&mut self) {
         drop(self.api.take());
         let port = free_port();
-        let at = |name: &str| self.dir.join(name).display().to_string();
+        let at = |name: &str| self.machine.dir.join(name).display().to_string();
         let kubeconfig = at("kubeconfig");
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(&self.machine.binary);
+        command.env("ENCRYPTION_CONFIG_POLL", FILE_POLL);
         command.args([
             "serve".to_owned(),
-            format!("--etcd-servers={}", self.etcd_url),
+            format!("--etcd-servers={}", self.machine.etcd_url),
             format!("--etcd-prefix={ETCD_PREFIX}"),
             "--bind-address=127.0.0.1".to_owned(),
             format!("--secure-port={port}"),
@@ -103,59 +164,86 @@ impl WholeApiServer {
             format!("--encryption-provider-config={}", self.config.display()),
             "--encryption-provider-config-automatic-reload=true".to_owned(),
         ]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(self.dir.join("api.log")).unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&self.log).unwrap());
         self.api = Some(Killed(command.spawn().unwrap()));
-        self.api_url = format!("https://127.0.0.1:{port}");
-        self.until("the API server is healthy", |w| w.try_api("GET", "/healthz", None).0 == 200);
+        self.url = format!("https://127.0.0.1:{port}");
+        self.until("the API server lives", |w| w.try_api("GET", "/livez", None).0 == 200);
     }
 
-    /// One request to the API server: status and body.
+    /// One request: status and body.
     pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> (u64, String) {
-        self.try_send(method, &format!("{}{path}", self.api_url), body)
+        self.machine.send(method, &format!("{}{path}", self.url), body)
     }
 
-    /// One request to the API server that succeeds.
+    /// One request that succeeds.
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
         let (status, body) = self.try_api(method, path, body);
         assert!((200..300).contains(&status), "{method} {path}: {status} {body}\n{}", self.log());
         serde_json::from_str(&body).unwrap()
     }
 
-    /// The bytes that etcd has under this key.
-    pub fn stored(&self, key: &str) -> Vec<u8> {
-        let query = json!({"key": BASE64_STANDARD.encode(key)});
-        let (status, body) = self.try_send("POST", &format!("{}/v3/kv/range", self.etcd_url), Some(&query));
-        assert_eq!(status, 200, "{body}");
-        let answer: Value = serde_json::from_str(&body).unwrap();
-        let value = answer["kvs"][0]["value"].as_str().unwrap_or_else(|| panic!("etcd has no {key}: {answer}"));
-        BASE64_STANDARD.decode(value).unwrap()
+    /// The check `kms-providers`.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn readyz(&self) -> Result<(), String> {
+        let (status, body) = self.try_api("GET", "/readyz/kms-providers", None);
+        if status == 200 { Ok(()) } else { Err(body) }
+    }
+
+    /// Its metrics about the plugin.
+    pub fn metrics(&self) -> Vec<Sample> {
+        let (status, page) = self.try_api("GET", "/metrics", None);
+        assert_eq!(status, 200, "{page}");
+        page.lines().filter_map(sample).collect()
+    }
+
+    /// Writes and reads of such objects in this collection, without end, begin.
+    pub fn storm(&self, path: &str, object: &Value) {
+        let answer = self.machine.ask(&json!({"op": "storm", "url": format!("{}{path}", self.url), "body": object}));
+        assert!(answer["error"].is_null(), "{answer}");
+    }
+
+    /// And end.
+    pub fn calm(&self, path: &str) -> Storm {
+        let answer = self.machine.ask(&json!({"op": "calm", "url": format!("{}{path}", self.url)}));
+        Storm::parse(&answer["storm"])
     }
 
     /// Waits until this holds.
     pub fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let began = Instant::now();
-        while !holds(self) {
-            assert!(began.elapsed() < PATIENCE * 2, "waited in vain: {what}\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        until(what, || self.log(), || holds(self));
     }
 
-    fn try_send(&self, method: &str, url: &str, body: Option<&Value>) -> (u64, String) {
-        let mut pipes = self.pipes.lock().unwrap();
-        let request = json!({"method": method, "url": url, "body": body});
-        let request = if body.is_some() { request } else { json!({"method": method, "url": url}) };
-        writeln!(pipes.0, "{request}").unwrap();
-        let mut line = String::new();
-        pipes.1.read_line(&mut line).unwrap();
-        let answer: Value = serde_json::from_str(&line).unwrap();
-        let said = answer["error"].as_str().or(answer["body"].as_str()).unwrap();
-        (answer["status"].as_u64().unwrap(), said.to_owned())
+    /// What it and etcd have logged.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        format!("--- API server:\n{log}\n{}", self.machine.log())
     }
+}
 
-    fn log(&self) -> String {
-        let read = |name: &str| fs::read_to_string(self.dir.join(name)).unwrap_or_default();
-        format!("--- API server:\n{}\n--- etcd {}:\n{}", read("api.log"), self.etcd.0.id(), read("etcd.log"))
+fn until(what: &str, log: impl Fn() -> String, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE * 2, "waited in vain: {what}\n{}", log());
+        tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(50)));
     }
+}
+
+/// One line of the Prometheus text format, when it is about the plugin. Of a histogram only how many it counted.
+fn sample(line: &str) -> Option<Sample> {
+    let wanted = ["apiserver_envelope_encryption_", "apiserver_encryption_config_"];
+    let (series, value) = line.rsplit_once(' ').filter(|_| wanted.iter().any(|w| line.starts_with(w)))?;
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    if name.ends_with("_bucket") || name.ends_with("_sum") {
+        return None;
+    }
+    let labels = labels.trim_end_matches('}').split("\",").filter_map(|pair| {
+        let (label, value) = pair.split_once("=\"")?;
+        Some((label.to_owned(), value.trim_end_matches('"').to_owned()))
+    });
+    let name = name.strip_suffix("_count").unwrap_or(name).to_owned();
+    Some(Sample { name, labels: labels.collect(), value: value.parse().unwrap() })
 }
 
 fn start_etcd(binary: &Path, dir: &Path) -> (Killed, String) {

@@ -8,7 +8,7 @@ use crate::api::v2::{EncryptRequest, StatusResponse};
 use crate::client::apiserver::decrypt_cache::DecryptCache;
 use crate::client::apiserver::dek_source::DekSource;
 use crate::client::apiserver::finding::FindingCode;
-use crate::client::apiserver::process::{Process, locked};
+use crate::client::apiserver::process::{Process, Settings, locked};
 use crate::client::apiserver::record::{Happened, count};
 use crate::client::apiserver::rhythm::{HEALTH_TTL_BAD, HEALTH_TTL_GOOD, Rhythm, WRITE_STATE_TTL, later};
 use crate::client::apiserver::unhealthy::{Problem, Unhealthy, describe};
@@ -22,6 +22,7 @@ use tonic::{Code, Status};
 /// What one configuration has of the provider, from load to close.
 #[derive(Debug)]
 pub(super) struct Probe {
+    pub(super) settings: Settings,
     pub(super) plugin: Arc<dyn KmsPlugin>,
     pub(super) cache: Mutex<DecryptCache>,
     turn: tokio::sync::Mutex<()>,
@@ -44,8 +45,13 @@ struct Health {
 
 impl Probe {
     /// Builds it and evaluates once. A failure is not fatal: the loops go on trying.
-    pub(super) async fn load(process: &Process, plugin: Arc<dyn KmsPlugin>) -> (Self, Result<(), Unhealthy>) {
+    pub(super) async fn load(
+        process: &Process,
+        settings: Settings,
+        plugin: Arc<dyn KmsPlugin>,
+    ) -> (Self, Result<(), Unhealthy>) {
         let probe = Self {
+            settings,
             plugin,
             cache: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -94,7 +100,7 @@ impl Probe {
         if let Some(kept) = before.as_ref().filter(|h| began < h.expires) {
             return kept.result.clone();
         }
-        let answer = self.plugin.status(process.settings.timeout).await;
+        let answer = self.plugin.status(self.settings.timeout).await;
         self.note_status(process, began, &answer);
         let problems = match answer {
             Ok(status) => self.judge(process, &status).await,
@@ -113,7 +119,7 @@ impl Probe {
         let took = now.since(began);
         let mut record = process.record();
         record.rpc(Rpc::Status, answer.as_ref().err().map_or(Code::Ok, Status::code));
-        if took > process.settings.status_slow {
+        if took > self.settings.status_slow {
             record.finding(now, FindingCode::StatusSlow, format!("Status took {took:?}"));
         }
     }
@@ -128,7 +134,7 @@ impl Probe {
         match limit::check_key_id(&status.key_id) {
             Err(violation) => problems.push(Problem::KeyId(violation)),
             Ok(()) => {
-                process.record().key_id(process.now(), &status.key_id);
+                process.record().key_id(process.now(), &self.settings.name, &status.key_id);
                 problems.extend(self.rotate_if_changed(process, &status.key_id, healthz_ok).await.err());
             }
         }
@@ -191,7 +197,7 @@ impl Probe {
         let request =
             EncryptRequest { plaintext: seed.expose_bytes().to_vec(), uid: process.uid().map_err(Problem::Seed)? };
         count(&mut process.record().counts.seeds_generated);
-        let answer = self.plugin.encrypt(request, process.settings.timeout).await;
+        let answer = self.plugin.encrypt(request, self.settings.timeout).await;
         process.record().rpc(Rpc::Encrypt, answer.as_ref().err().map_or(Code::Ok, Status::code));
         let sealed = answer.map_err(Problem::Encrypt)?;
         let violations = limit::check_sealed(&sealed.key_id, &sealed.ciphertext, &sealed.annotations);

@@ -1,4 +1,4 @@
-//! What everything in one simulated kube-apiserver process shares: its settings, clock, randomness and notebook.
+//! What everything in one simulated kube-apiserver process shares: clock, randomness and notebook.
 
 use crate::client::apiserver::record::Record;
 use crate::core::fault::Fault;
@@ -6,7 +6,7 @@ use crate::core::port::{Clock, Entropy, Moment};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// One provider in the EncryptionConfiguration, and what the simulator makes of it.
+/// One KMS v2 provider in the EncryptionConfiguration, and what the simulator makes of it.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `name`: part of every stored value. Without a colon.
@@ -27,15 +27,14 @@ impl Settings {
 
 #[derive(Debug)]
 pub(super) struct Process {
-    pub(super) settings: Settings,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     record: Mutex<Record>,
 }
 
 impl Process {
-    pub(super) fn new(settings: Settings, clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
-        Self { settings, clock, entropy, record: Mutex::default() }
+    pub(super) fn new(clock: Arc<dyn Clock>, entropy: Arc<dyn Entropy>) -> Self {
+        Self { clock, entropy, record: Mutex::default() }
     }
 
     pub(super) fn now(&self) -> Moment {

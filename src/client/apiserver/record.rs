@@ -151,7 +151,8 @@ pub struct Report {
 pub(super) struct Record {
     pub(super) counts: Counts,
     rpcs: BTreeMap<(Rpc, String), u64>,
-    key_ids: KeyHistory,
+    /// By provider: one plugin's key_id says nothing about another's.
+    key_ids: BTreeMap<String, KeyHistory>,
     timeline: Vec<Event>,
     findings: Findings,
     own_seeds: HashMap<CacheKey, [u8; 32]>,
@@ -161,9 +162,11 @@ impl Record {
     pub(super) fn report(&self) -> Report {
         let rpcs =
             self.rpcs.iter().map(|((rpc, code), times)| RpcCount { rpc: *rpc, code: code.clone(), times: *times });
+        let mut key_ids: Vec<_> = self.key_ids.values().flat_map(KeyHistory::order).collect();
+        key_ids.sort_by_key(|seen| seen.at);
         Report {
             counts: Counts { rpcs: rpcs.collect(), ..self.counts.clone() },
-            key_ids: self.key_ids.order(),
+            key_ids,
             timeline: self.timeline.clone(),
             findings: self.findings.to_vec(),
         }
@@ -187,13 +190,13 @@ impl Record {
     }
 
     pub(super) fn plugin_restarted(&mut self, at: Moment) {
-        self.key_ids.plugin_restarted();
+        self.key_ids.values_mut().for_each(KeyHistory::plugin_restarted);
         self.event(at, Happened::PluginRestarted);
     }
 
-    /// Status named a valid key_id.
-    pub(super) fn key_id(&mut self, at: Moment, key_id: &str) {
-        let observed = self.key_ids.observe(at, key_id);
+    /// Status of the provider with this name named a valid key_id.
+    pub(super) fn key_id(&mut self, at: Moment, provider: &str, key_id: &str) {
+        let observed = self.key_ids.entry(provider.to_owned()).or_default().observe(at, key_id);
         if observed != Observed::Same {
             self.event(at, Happened::KeyIdReported { key_id: key_id.to_owned() });
         }
@@ -231,7 +234,7 @@ mod tests {
         record.rpc(Rpc::Status, Code::Ok);
         record.rpc(Rpc::Status, Code::Ok);
         record.rpc(Rpc::Decrypt, Code::DeadlineExceeded);
-        record.key_id(Moment(2_000_000), "k1");
+        record.key_id(Moment(2_000_000), "p", "k1");
         let report = record.report();
         assert_eq!((report.counts.rpc(Rpc::Status, Code::Ok), report.counts.calls(Rpc::Decrypt)), (2, 1));
         let json = serde_json::to_value(&report).unwrap();
@@ -250,14 +253,26 @@ mod tests {
     }
 
     #[test]
+    fn two_providers_each_with_its_key_id_are_no_flip_flop() {
+        let mut record = Record::default();
+        for at in 0..4 {
+            record.key_id(Moment(at), "one", "a");
+            record.key_id(Moment(at), "two", "b");
+        }
+        let report = record.report();
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+        assert_eq!(report.key_ids.iter().map(|seen| seen.key_id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
     fn a_flip_flop_takes_the_place_of_came_back() {
         let mut record = Record::default();
         let codes = |record: &Record| record.report().findings.iter().map(|f| f.code).collect::<Vec<_>>();
         for id in ["a", "b", "a"] {
-            record.key_id(Moment(0), id);
+            record.key_id(Moment(0), "p", id);
         }
         assert_eq!(codes(&record), [FindingCode::KeyIdCameBack]);
-        record.key_id(Moment(0), "b");
+        record.key_id(Moment(0), "p", "b");
         assert_eq!(codes(&record), [FindingCode::KeyIdFlipFlop]);
     }
 }

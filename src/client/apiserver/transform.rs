@@ -119,24 +119,25 @@ pub(super) fn write(process: &Process, probe: &Probe, key: &str, plaintext: &[u8
     let encrypted_data = state.seed.seal(&*process.entropy, key, plaintext).map_err(TransformError::Broken)?;
     let object = EncryptedObject { encrypted_data, ..state.object };
     check(&object)?;
-    Ok(stored::encode(&process.settings.name, &object))
+    Ok(stored::encode(&probe.settings.name, &object))
 }
 
-pub(super) async fn read(process: &Process, probe: &Probe, key: &str, value: &[u8]) -> Result<Read, TransformError> {
-    let (name, object) = stored::decode(value).map_err(TransformError::NotStored)?;
-    if name != process.settings.name {
-        return Err(TransformError::OtherProvider(name.to_owned()));
-    }
-    let kind = check(&object)?;
+pub(super) async fn read(
+    process: &Process,
+    probe: &Probe,
+    key: &str,
+    object: &EncryptedObject,
+) -> Result<Read, TransformError> {
+    let kind = check(object)?;
     let state = probe.write_state().ok_or(TransformError::NoState)?;
-    let cache_key = CacheKey::of(&object);
+    let cache_key = CacheKey::of(object);
     let cached = locked(&probe.cache).find(&cache_key);
     let source = match cached {
         Some(source) => {
             count(&mut process.record().counts.cache_hits);
             source
         }
-        None => unwrap_source(process, probe, &object, kind, cache_key).await?,
+        None => unwrap_source(process, probe, object, kind, cache_key).await?,
     };
     let plaintext = source.open(key, &object.encrypted_data).ok_or(TransformError::Authentication)?;
     let stale = object.key_id != state.object.key_id
@@ -157,7 +158,7 @@ async fn unwrap_source(
         key_id: object.key_id.clone(),
         annotations: object.annotations.clone(),
     };
-    let answer = probe.plugin.decrypt(request, process.settings.timeout).await;
+    let answer = probe.plugin.decrypt(request, probe.settings.timeout).await;
     let now = process.now();
     let mut record = process.record();
     record.rpc(Rpc::Decrypt, answer.as_ref().err().map_or(Code::Ok, Status::code));

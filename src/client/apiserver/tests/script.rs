@@ -1,7 +1,7 @@
 //! A plugin that does as it is told, and a simulator on it.
 
 use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
-use crate::client::apiserver::{ApiServer, FindingCode, HandClock, Settings};
+use crate::client::apiserver::{ApiServer, FindingCode, HandClock, Provider, Settings};
 use crate::client::plugin::{KmsPlugin, Rpc, RpcFuture};
 use crate::core::port::{Clock, Moment};
 use crate::os::OsEntropy;
@@ -114,6 +114,12 @@ impl KmsPlugin for Script {
             plaintext.map(|plaintext| DecryptResponse { plaintext }).ok_or_else(|| Status::data_loss("not mine"))
         })
     }
+}
+
+/// That plugin under this name in the configuration.
+pub(super) fn kms(name: &str, plugin: &Arc<Script>) -> Provider {
+    let plugin: Arc<dyn KmsPlugin> = plugin.clone();
+    Provider::Kms { settings: Settings::new(name), plugin }
 }
 
 /// A simulator, its plugin and its clock.
