@@ -47,18 +47,18 @@ enum Command {
     Probe(probe::Arguments),
     /// Check a plugin against the conformance list, item by item, through its socket
     Conformance(conformance::Arguments),
-    /// Walk a whole key rotation, and test every claim of it
-    Drill(drill::Arguments),
     /// Put load on a plugin and print latencies, failures and what each call costs
     Bench(bench::Arguments),
-    /// Make and change a keyring file for the `local` KEK
-    Keyring(keyring::Arguments),
-    /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
-    Manifests(manifests::Arguments),
     /// Say which keys are in use in etcd, and whether the old ones may be retired
     Scan(scan::Arguments),
     /// Decode one stored value, field by field, and say whether it opens
     Inspect(inspect::Arguments),
+    /// Walk a whole key rotation, and test every claim of it
+    Drill(drill::Arguments),
+    /// Make and change a keyring file for the `local` KEK
+    Keyring(keyring::Arguments),
+    /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
+    Manifests(manifests::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -94,12 +94,12 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
-        Command::Drill(arguments) => drill::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
-        Command::Keyring(arguments) => keyring::run(&arguments),
-        Command::Manifests(arguments) => manifests::run(&arguments),
         Command::Scan(arguments) => scan::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
+        Command::Keyring(arguments) => keyring::run(&arguments),
+        Command::Manifests(arguments) => manifests::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);
