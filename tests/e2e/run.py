@@ -413,8 +413,9 @@ class Run:
         self.check_stored(second)
 
     def end(self):
+        """Plugin and etcd end as they should; kube-apiserver has nobody to be polite to and may take a minute."""
         for process in self.processes():
-            process.kill(signal.SIGTERM)
+            process.kill(signal.SIGKILL if process is self.server.process else signal.SIGTERM)
 
 
 def main():
