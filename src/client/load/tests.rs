@@ -101,7 +101,7 @@ async fn a_plugin_that_stalls_is_charged_for_every_call_that_should_have_been_se
     let (_dir, socket) = serve(Known { stall_at: 250, stall: Duration::from_millis(300), ..quick() });
     let open = measured(&plan(socket, Pace::PerSecond(500.0), "encrypt=1")).await;
     let encrypt = line(&open, Rpc::Encrypt);
-    assert!((250..=520).contains(&encrypt.served()), "{} calls", encrypt.served());
+    assert!((250..=600).contains(&encrypt.served()), "{} calls", encrypt.served());
     assert_eq!(encrypt.failed(), 0);
     assert!(encrypt.max() >= Duration::from_millis(290), "{:?}", encrypt.max());
     // A third of all calls were due during the stall; without the correction it would be one call of 500.
