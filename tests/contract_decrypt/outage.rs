@@ -112,7 +112,7 @@ async fn item_60_a_hang_that_nobody_has_noticed_is_unavailable_before_the_deadli
 async fn item_11_a_short_deadline_is_answered_before_it_and_the_unwrap_still_fills_the_keyring() {
     let site = calm(Site::aws());
     let running = site.start().await;
-    let mut hasty = running.client_with(Duration::from_millis(50)).await;
+    let mut hasty = running.client_with(Duration::from_millis(200)).await;
     let mut client = running.client().await;
     let replica = Replica::of(&site);
     let mut values = Vec::new();
@@ -121,7 +121,7 @@ async fn item_11_a_short_deadline_is_answered_before_it_and_the_unwrap_still_fil
         values.push((replica.sealed(&seed).await, seed));
     }
     site.kms().forget_calls();
-    site.kms().set_latency("Decrypt", Duration::from_millis(300));
+    site.kms().set_latency("Decrypt", Duration::from_millis(600));
     let mut answered = 0;
     for (value, _) in &values {
         let uid = uid();
