@@ -1,8 +1,8 @@
 //! `make bench-growth`: how fast kube-kms starts, what a restart burst costs, and what grows with requests and with DEKs.
 //!
 //! The release binary is measured; this program, with the fake KMS of the tests in it, is an ordinary debug build, so the fake
-//! KMS bounds what a plugin can do that asks it each time (its own speed is measured and printed). Every part is bounded in
-//! time: what does not end is stopped and said to be, never extrapolated.
+//! KMS, whose own speed is not measured, bounds what a plugin can do that asks it each time. Every part is bounded in time: what
+//! does not end is stopped and said to be, never extrapolated.
 
 #![allow(
     clippy::unwrap_used,
