@@ -28,7 +28,7 @@ use std::time::Instant;
 #[derive(Parser)]
 struct Arguments {
     /// One node in so many is simulated, against the same share of the quota
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 100)]
     share: u64,
     /// What cargo bench adds
     #[arg(long, hide = true)]

@@ -1,7 +1,7 @@
 //! What happens to a fleet, and what it costs at the KMS.
 //!
-//! A share of the nodes is simulated against the same share of the quota; figures are those of the whole fleet. The unit test of
-//! docs/scale.md runs a smaller share than `make fleet` does, and the figures agree: the share does not matter.
+//! A share of the nodes is simulated against the same share of the quota; figures are those of the whole fleet. The test of
+//! docs/scale.md plays fewer nodes than `make fleet` does, and the figures agree: the share does not matter.
 
 use super::account::{Account, Second};
 use super::node::{Node, Source};
