@@ -19,7 +19,7 @@ const SHARE: u64 = 250;
 
 /// How far apart a figure may be: the quoted one is of many nodes and the found one of few. A peak of a few calls a second is
 /// rough, and a second more or less is the same moment of an operator's day.
-const TOLERANCE: [f64; 5] = [0.2, 1.5, 0.2, 0.2, 0.2];
+const TOLERANCE: [f64; 5] = [0.2, 1.5, 0.3, 0.35, 0.2];
 
 fn agree(quoted: Option<f64>, found: Option<f64>, tolerance: f64) -> bool {
     match (quoted, found) {
