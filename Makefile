@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build image test e2e drill lint fmt bench bench-rpc bench-growth counts deny presubmit clean
+.PHONY: help run build image test e2e drill lint fmt bench bench-gate fleet bench-rpc bench-growth counts deny presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,9 +66,18 @@ fmt: ## Format
 bench: ## Benchmark the hot path without gRPC, against the floors of this machine
 	$(CARGO) bench --locked --bench hot_path
 
+bench-gate: ## Hold the budgets of the hot path, as multiples of the floors measured in the same run (half a minute after the build)
+	@rm -rf target/criterion
+	$(CARGO) bench --locked --bench hot_path -- --warm-up-time 0.5 --measurement-time 2 '^(floor|cipher)/.* (32|12) B$$|^use case/'
+	python3 benches/gate.py
+
+fleet: ## Simulate 10,000 clusters behind one KMS account: what docs/scale.md quotes
+	@$(CARGO) bench --locked --profile dev --bench fleet
+
 counts: build ## Count instructions, allocations and writes per request; BLESS=1 records them (installs valgrind when it is not there)
 	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
 	PYTHONDONTWRITEBYTECODE=1 python3 benches/counts.py target/release/kube-kms $(if $(BLESS),--bless)
+
 bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes; QUICK=1: 2)
 	$(CARGO) build --locked --release --bin kube-kms
 	$(CARGO) build --locked --release --features bench-servers --bin bench-rpc
@@ -76,10 +85,11 @@ bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes
 	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
 	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
 
-bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter)
+bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter; SIZES=1: size by features)
 	$(CARGO) build --locked --release --bin kube-kms
 	$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through
-	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick)
+	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --bin kube-kms --target-dir target/minimal)
+	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny

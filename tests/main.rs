@@ -44,6 +44,7 @@ mod process;
 mod properties;
 mod recovery;
 mod rotation_seen;
+mod scale_doc;
 mod scan;
 mod scenario;
 mod smoke;
