@@ -124,13 +124,13 @@ mod tests {
         std::fs::create_dir(dir.path().join(".aws")).unwrap();
         let config = dir.path().join(".aws/config");
         let text = "[default]\nendpoint_url = http://127.0.0.1:4566\nweb_identity_token_file=/t\n";
-        put(&config, text).unwrap();
+        put(&config, text);
         let home = dir.path().to_str().unwrap();
         let found = of(&[("HOME", home)]);
         assert_eq!(found.files, [config.clone(), "/t".into(), dir.path().join(".aws/credentials")]);
         assert_eq!((found.ports, found.runs_programs), (vec![4566], None));
 
-        put(&config, "[profile p]\n credential_process = /opt/helper --x\n").unwrap();
+        put(&config, "[profile p]\n credential_process = /opt/helper --x\n");
         assert_eq!(of(&[("HOME", home)]).runs_programs, Some(config.clone()));
         let moved = of(&[("HOME", "/nowhere"), ("AWS_CONFIG_FILE", config.to_str().unwrap())]);
         assert_eq!(moved.runs_programs, Some(config));

@@ -23,9 +23,9 @@ fn configuration(dir: &Path, more: &str) -> (Config, PathBuf) {
     for sub in ["keys", "state", "run", "etc", "elsewhere"] {
         std::fs::create_dir_all(dir.join(sub)).unwrap();
     }
-    put(&file, &text).unwrap();
-    put(dir.join("keys/keyring.json"), "{}").unwrap();
-    put(dir.join("elsewhere/secret"), "x").unwrap();
+    put(&file, &text);
+    put(dir.join("keys/keyring.json"), "{}");
+    put(dir.join("elsewhere/secret"), "x");
     (config::parse(&text).unwrap(), file)
 }
 
@@ -238,7 +238,7 @@ fn a_file_alone_is_needed_where_it_cannot_be_replaced_and_its_directory_where_it
     );
     // As kubelet lays out a ConfigMap.
     std::fs::create_dir(dir.path().join("elsewhere/real")).unwrap();
-    put(dir.path().join("elsewhere/real/c.yaml"), "x").unwrap();
+    put(dir.path().join("elsewhere/real/c.yaml"), "x");
     std::os::unix::fs::symlink("elsewhere/real/c.yaml", dir.path().join("link.yaml")).unwrap();
     let need = Need::of(&config, &dir.path().join("link.yaml"), &Surroundings::default());
     assert!(need.read.contains(&dir.path().join("elsewhere/real").canonicalize().unwrap()), "{need:?}");
