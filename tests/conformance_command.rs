@@ -1,22 +1,29 @@
 //! `kube-kms conformance`: no failed item over the real binary with either KEK, and each badly behaved plugin fails at the
-//! item that is about its vice.
+//! item that is about its vice, or about its fault ([`faults`]).
+
+mod faults;
 
 use crate::cli::transcript::run;
+use crate::support::bad_plugin::fault::Fault;
+use crate::support::bad_plugin::faulty::Faulty;
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::fake_kms::Failure;
-use crate::support::site::{ALIAS, BINARY, Running, Site};
+use crate::support::site::{ALIAS, BINARY, PATIENCE, Running, Site};
 use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
 use kube_kms::api::v2::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
 };
-use kube_kms::client::conformance::{self, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings};
+use kube_kms::client::conformance::{
+    self, Bounds, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings,
+};
 use kube_kms::client::kms::Target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
 /// A command of this text for `--kms-control`.
@@ -114,7 +121,7 @@ const SLOW: [u8; 6] = [12, 26, 36, 42, 57, 58];
 async fn judged(target: Target, timeout: Duration, all: bool) -> Report {
     let quick = || ITEMS.iter().map(|i| i.number).filter(|n| !SLOW.contains(n)).collect();
     let only = (!all).then(quick);
-    let settings = Settings { target, timeout, only, long: false, control: None };
+    let settings = Settings { target, timeout, bounds: Bounds::default(), only, long: false, control: None };
     conformance::run(settings, Box::new(|_| {}), &mut |_| {}).await.unwrap()
 }
 
@@ -207,6 +214,20 @@ vices! {
     a_silent_plugin_fails_item_1: Silent;
 }
 
+/// Items that only [`Leaky`] fails.
+const OF_LEAKY: [u8; 9] = [13, 25, 37, 38, 39, 51, 55, 61, 86];
+
+/// A check that no plugin fails may be no check.
+#[test]
+fn every_item_that_the_command_checks_is_failed_by_a_plugin_here() {
+    let mut failed: BTreeSet<u8> = [4, 9].into();
+    failed.extend(TOY.iter().chain(&OF_LEAKY));
+    failed.extend(Vice::ALL.iter().flat_map(|vice| expected(*vice).0));
+    failed.extend(faults::FAILED_HERE.iter().copied().flatten());
+    let checked = ITEMS.iter().filter(|i| !matches!(i.reach, Reach::No(_))).map(|i| i.number);
+    assert_eq!(failed, checked.collect());
+}
+
 /// What the vices do not have: a key_id that tells, a seed in the open, an address in a message, a code that says nothing,
 /// few streams.
 struct Leaky;
@@ -251,7 +272,7 @@ async fn a_leaky_plugin_with_few_streams_fails_the_items_about_that() {
     let report = judged(Target::File(socket), Duration::from_secs(2), false).await;
     serving.abort();
     let of = |n: u8| report.items.iter().find(|i| i.item.number == n).unwrap();
-    for (number, words) in [
+    let said = [
         (13, "its SETTINGS allow 100 streams at once"),
         (25, "blanks"),
         (37, "the plaintext is in ciphertext"),
@@ -261,7 +282,9 @@ async fn a_leaky_plugin_with_few_streams_fails_the_items_about_that() {
         (55, "a message that begins \"dial tcp 10.0.0.1:443: connection refuse\" has an address in it"),
         (61, "Decrypt failed: Unknown"),
         (86, "had the code Unknown"),
-    ] {
+    ];
+    assert_eq!(said.map(|(number, _)| number), OF_LEAKY);
+    for (number, words) in said {
         assert!(of(number).outcome == Outcome::Failed && of(number).detail.contains(words), "{:?}", of(number));
     }
 }
@@ -297,9 +320,12 @@ calls made: 1 Status, 1 Encrypt, 2 Decrypt
             6,
             "B. Status: 0 passed, 1 failed, 0 not applicable
   19  FAILED  `healthz` is exactly `ok`                                Status.healthz is \"OK\"; only `ok`, byte for \
-             byte, is healthy; so /readyz fails on kms-providers for as long as it says anything else
+             byte, is healthy
+             so /readyz fails on kms-providers for as long as it says anything else
+             hint: return exactly `ok` when \
+             well; any other text is a failure's description
 
-0 passed, 1 failed, 0 not applicable
+0 passed, 1 failed (19), 0 not applicable
 calls made: 1 Status, 0 Encrypt, 0 Decrypt
 "
         )
@@ -320,6 +346,56 @@ async fn a_control_command_that_fails_leaves_its_items_unchecked_and_says_why() 
     };
     assert_eq!(of(&[]), "needs --kms-control");
     assert_eq!(of(&["--kms-control", "false"]), "`false … outage`: exit status: 1");
+}
+
+/// What the script of an operator does to the KMS shows in the outcome, and the bounds are the operator's.
+#[test]
+fn the_real_command_with_a_control_fails_the_items_of_an_outage_and_of_a_rotation() {
+    let site = Site::local();
+    let outcomes = |fault, bound: [&str; 2]| {
+        let plugin = Faulty::start(fault);
+        let (control, socket) = (plugin.control(), plugin.address());
+        let command = ["conformance", "--socket", &socket, "--output", "json", "--only", "20,28,40,59,60,63,69"];
+        let transcript = run(&site, &[&command[..], &["--kms-control", &control], &bound].concat());
+        let items = transcript.json()["items"].as_array().unwrap().clone();
+        let of = |outcome: &str| -> Vec<u64> {
+            items.iter().filter(|i| i["outcome"] == outcome).map(|i| i["item"].as_u64().unwrap()).collect()
+        };
+        for item in &items {
+            assert_eq!(item["hint"].is_string(), item["outcome"] == "failed", "{item}");
+            assert!(item["section"].as_str().is_some_and(|s| s.len() > 3), "{item}");
+        }
+        (transcript.status, of("failed"), of("not-applicable"))
+    };
+    assert_eq!(outcomes(Fault::None, ["--rotated-within", "20s"]), (0, vec![], vec![]));
+    assert_eq!(outcomes(Fault::OutageForGood, ["--recovered-within", "2s"]), (6, vec![28], vec![]));
+    assert_eq!(outcomes(Fault::RotationUnseen, ["--rotated-within", "2s"]), (6, vec![69], vec![63]));
+}
+
+/// An operator who loses patience does not leave a KMS behind that nobody reaches.
+#[test]
+fn a_run_that_is_interrupted_during_an_outage_ends_it() {
+    let plugin = Faulty::start(Fault::None);
+    let (control, socket) = (plugin.control(), plugin.address());
+    let command = ["conformance", "--socket", &socket, "--only", "20", "--kms-control", &control];
+    let mut process = Command::new(BINARY).args(command).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !plugin.outage() && process.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(plugin.outage(), "the outage did not begin");
+    let id = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert!(!plugin.outage(), "the KMS is still away");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), said.as_str()),
+        (
+            Some(1),
+            "error: the run was interrupted\ncause: a signal asked to stop\nhint: the outage of the KMS was ended first\n"
+        )
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,11 +3,14 @@
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
 use crate::client::conformance::{
-    self, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
+    self, Act, Bounds, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
 };
 use clap::Args;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Columns of the title in the table.
 const TITLE_WIDTH: usize = 56;
@@ -17,12 +20,13 @@ const TITLE_WIDTH: usize = 56;
 kube-kms conformance --socket unix:///@kms --only 1,3,31 --output json\n  \
 kube-kms conformance --socket /run/kms.sock --kms-control '/usr/local/bin/test-kms prod'\n\n\
 The items are those of docs/conformance.md, 1 to 88. Nothing is changed but by --kms-control. A run makes \
-about 1,200 Encrypts and as many Decrypts, never more than 4,000 of each, some 300 of them with altered values that must be \
-refused; it takes half a minute. Think twice before running it against a plugin whose KMS bills or limits every call.\n\n\
+about 1,100 Encrypts and 1,900 Decrypts, never more than 4,000 of each, some 300 of them with altered values that must be \
+refused and 500 cut short; it takes half a minute, and more with --kms-control and --long. Think twice before running it against a plugin whose KMS bills or limits every call.\n\n\
 --kms-control runs CMD (no shell: a program and arguments, split on blanks) with one argument more: `rotate` makes the \
-KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. Whoever \
-interrupts a run during an outage runs `CMD restore` by hand.\n\n\
-Exit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
+KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. A run \
+that is interrupted during an outage ends it.\n\n\
+With --output json each item has `outcome` (passed, failed, not-applicable), `detail` (what was measured or seen) and, when \
+it failed, `hint` (where to look).\n\nExit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
 pub(super) struct Arguments {
     /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
     #[arg(long, value_name = "SOCKET", env = "KUBE_KMS_SOCKET")]
@@ -42,6 +46,12 @@ pub(super) struct Arguments {
     /// What rotates the key and takes the KMS away, for items 20, 28, 40, 59, 60, 63 and 69
     #[arg(long, value_name = "CMD", value_parser = control)]
     kms_control: Option<CommandControl>,
+    /// How long after `rotate` Status may show the old key_id
+    #[arg(long, value_name = "TIME", default_value = "3m", value_parser = humantime::parse_duration)]
+    rotated_within: Duration,
+    /// How long after `restore` Status may say that it is not ok
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = humantime::parse_duration)]
+    recovered_within: Duration,
 }
 
 fn number(text: &str) -> Result<u8, String> {
@@ -58,19 +68,28 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let settings = Settings {
         target,
         timeout: arguments.timeout,
+        bounds: Bounds { rotation: arguments.rotated_within, recovery: arguments.recovered_within },
         only: arguments.only.as_ref().map(|only| only.iter().copied().collect()),
         long: arguments.long,
         control: arguments.kms_control.clone().map(|control| Arc::new(control) as Arc<dyn KmsControl>),
     };
-    let mut ended = 0_usize;
-    let mut done = |report: &ItemReport| {
-        ended = ended.saturating_add(1);
-        output::progress(&format!("{ended} items done; {} {}", report.item.number, report.title));
-    };
-    let waiting = Box::new(|what: &str| output::progress(&format!("waiting: {what}")));
-    let result = super::runtime()?.block_on(conformance::run(settings, waiting, &mut done));
+    let progress = Arc::new(Progress::default());
+    let told = Arc::clone(&progress);
+    let mut done = |report: &ItemReport| progress.count(report.outcome);
+    let waiting = Box::new(move |what: &str| told.show(what));
+    let ended = super::runtime()?.block_on(async {
+        let stop = interrupted().map_err(|e| {
+            Failure::new(Exit::Failed, "signals cannot be caught")
+                .because(&e)
+                .hint("see the limits of this process: ulimit -a")
+        })?;
+        tokio::select! {
+            result = conformance::run(settings, waiting, &mut done) => Ok(result),
+            () = stop => Err(stopped(arguments.kms_control.as_ref()).await),
+        }
+    });
     output::progress("");
-    let report = result.map_err(|e| {
+    let report = ended?.map_err(|e| {
         Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
             .because(&e.0)
             .hint("is the plugin running, and may this user open its socket?")
@@ -80,6 +99,50 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         Format::Text => print(&report),
     }
     Ok(if report.totals.failed == 0 { Exit::Done } else { Exit::VerificationFailed })
+}
+
+/// Catches SIGINT and SIGTERM from now on; the future ends with the first.
+fn interrupted() -> io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => (),
+            _ = terminate.recv() => (),
+        }
+    })
+}
+
+/// Nobody else would end the outage.
+async fn stopped(control: Option<&CommandControl>) -> Failure {
+    let failure = Failure::new(Exit::Failed, "the run was interrupted");
+    let Some(control) = control.filter(|control| control.is_away()) else {
+        return failure.cause("a signal asked to stop").hint("run it again; nothing was changed");
+    };
+    match control.act(Act::Restore).await {
+        Ok(()) => failure.cause("a signal asked to stop").hint("the outage of the KMS was ended first"),
+        Err(why) => {
+            failure.cause(why).hint("the KMS is still away: run the --kms-control command with `restore` by hand")
+        }
+    }
+}
+
+/// What the line on the terminal says while a run takes its time.
+#[derive(Debug, Default)]
+struct Progress {
+    ended: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Progress {
+    fn count(&self, outcome: Outcome) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.failed.fetch_add(usize::from(outcome == Outcome::Failed), Ordering::Relaxed);
+    }
+
+    fn show(&self, what: &str) {
+        let (ended, failed) = (self.ended.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+        output::progress(&format!("{ended} items done, {failed} failed; now: {what}"));
+    }
 }
 
 fn print(report: &Report) {
@@ -102,7 +165,10 @@ fn print(report: &Report) {
         output::line("");
     }
     let Totals { passed, failed, not_applicable, statuses, encrypts, decrypts } = report.totals;
-    output::line(format!("{passed} passed, {failed} failed, {not_applicable} not applicable"));
+    let numbers: Vec<String> =
+        report.items.iter().filter(|r| r.outcome == Outcome::Failed).map(|r| r.item.number.to_string()).collect();
+    let which = if numbers.is_empty() { String::new() } else { format!(" ({})", numbers.join(", ")) };
+    output::line(format!("{passed} passed, {failed} failed{which}, {not_applicable} not applicable"));
     output::line(format!("calls made: {statuses} Status, {encrypts} Encrypt, {decrypts} Decrypt"));
 }
 
@@ -119,6 +185,14 @@ fn print_item(report: &ItemReport) {
     } else {
         " ".repeat(TITLE_WIDTH.saturating_sub(title.chars().count()))
     };
-    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, report.detail);
+    let consequence = format!("so {}", report.item.consequence);
+    let seen = report.detail.strip_suffix(&consequence).map(|seen| seen.trim_end_matches("; "));
+    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, seen.unwrap_or(&report.detail));
     output::line(line.trim_end());
+    if seen.is_some() {
+        output::line(format!("{:13}{consequence}", ""));
+    }
+    if let Some(hint) = report.hint {
+        output::line(format!("{:13}hint: {hint}", ""));
+    }
 }

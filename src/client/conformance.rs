@@ -7,6 +7,7 @@
 mod control;
 mod decrypt;
 mod encrypt;
+mod hint;
 mod item;
 mod outage;
 mod raw;
@@ -18,7 +19,6 @@ mod wire;
 
 pub use control::{Act, ActFuture, COMMAND_LIMIT, CommandControl, KmsControl};
 pub use item::{ITEMS, Item, Reach, Section};
-pub use rotation::ROTATION_LIMIT;
 
 use crate::client::apiserver::FindingCode;
 use crate::client::kms::Target;
@@ -40,6 +40,21 @@ const LAST: [u8; 7] = [17, 55, 64, 65, 66, 71, 86];
 /// Items that look back on the simulated hour.
 const OF_THE_HOUR: [u8; 5] = [17, 64, 65, 66, 71];
 
+/// How long what an operator does to the KMS may take to show, or to be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// From a rotation to the first Status with another key_id.
+    pub rotation: Duration,
+    /// From the end of an outage to `ok`.
+    pub recovery: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { rotation: Duration::from_secs(180), recovery: Duration::from_secs(90) }
+    }
+}
+
 /// What to run.
 #[derive(Debug)]
 pub struct Settings {
@@ -47,6 +62,8 @@ pub struct Settings {
     pub target: Target,
     /// How long each call may take.
     pub timeout: Duration,
+    /// How long a rotation and a recovery may take.
+    pub bounds: Bounds,
     /// These items and no other; all when `None`.
     pub only: Option<BTreeSet<u8>>,
     /// Whether items that take more than a minute are run.
@@ -72,12 +89,17 @@ pub enum Outcome {
 pub struct ItemReport {
     /// Which.
     pub item: Item,
+    /// The part of the list that it is in.
+    pub section: &'static str,
     /// What must hold.
     pub title: &'static str,
     /// Whether it does.
     pub outcome: Outcome,
     /// What was measured; or what was seen and what kube-apiserver does about it; or why it was not checked.
     pub detail: String,
+    /// Where to look first, when it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<&'static str>,
     /// How long it took.
     pub millis: u64,
 }
@@ -114,7 +136,7 @@ pub struct Report {
 #[error("nobody answers on the socket")]
 pub struct Unreachable(#[source] pub std::io::Error);
 
-/// Runs the list. `waiting` is told what is waited for, `done` each item as it ends (not in their order).
+/// Runs the list. `waiting` is told what is being checked or waited for, `done` each item as it ends (not in their order).
 ///
 /// # Errors
 /// When nobody takes a connection on the socket. Whoever takes one and never answers fails item 1.
@@ -126,25 +148,29 @@ pub async fn run(
     waiting: Box<dyn Fn(&str) + Send + Sync>,
     done: &mut (dyn FnMut(&ItemReport) + Send),
 ) -> Result<Report, Unreachable> {
-    let Settings { target, timeout, only, long, control } = settings;
+    let Settings { target, timeout, bounds, only, long, control } = settings;
     drop(target.connect().map_err(Unreachable)?);
     let chosen: Vec<&Item> =
         ITEMS.iter().filter(|item| only.as_ref().is_none_or(|only| only.contains(&item.number))).collect();
-    let mut session = Session::new(target, timeout, control, waiting);
+    let mut session = Session::new(target, timeout, bounds, control, waiting);
     if chosen.iter().any(|item| OF_THE_HOUR.contains(&item.number)) {
         rotation::live(&mut session).await;
     }
     let mut items = Vec::with_capacity(chosen.len());
     let (last, first): (Vec<&Item>, Vec<&Item>) = chosen.into_iter().partition(|item| LAST.contains(&item.number));
-    let mut dumb = false;
+    // The item that says that no call as kube-apiserver makes it is answered.
+    let mut dumb = None;
     for item in first.into_iter().chain(last) {
         let watch = Stopwatch::start();
-        let check = if dumb && !matches!(item.reach, Reach::No(_)) {
-            not_applicable("Status does not answer (item 1)")
-        } else {
-            check(item, &mut session, long).await
+        let check = match dumb {
+            Some(first) if item.number > first && !matches!(item.reach, Reach::No(_)) => {
+                not_applicable(format!("Status does not answer (item {first})"))
+            }
+            _ => check(item, &mut session, long).await,
         };
-        dumb |= item.number == 1 && matches!(check, Err(Stop::Failed(_)));
+        if item.number <= 2 && matches!(check, Err(Stop::Failed(_))) {
+            dumb = dumb.or(Some(item.number));
+        }
         let report = report(*item, check, watch.elapsed());
         done(&report);
         items.push(report);
@@ -161,7 +187,8 @@ fn report(item: Item, check: Check, took: Duration) -> ItemReport {
         Err(Stop::NotApplicable(why)) => (Outcome::NotApplicable, why),
     };
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    ItemReport { item, title: item.title, outcome, detail, millis }
+    let hint = (outcome == Outcome::Failed).then(|| hint::hint(item.number));
+    ItemReport { item, section: item.section.title(), title: item.title, outcome, detail, hint, millis }
 }
 
 fn totals(items: &[ItemReport], session: &Session) -> Totals {
@@ -182,20 +209,24 @@ async fn check(item: &Item, session: &mut Session, long: bool) -> Check {
     match item.reach {
         Reach::No(why) => not_applicable(why),
         Reach::Long if !long => not_applicable("takes more than a minute: --long"),
-        _ => match item.section {
-            Section::Transport => transport_section(item.number, session).await,
-            Section::Status => status_section(item.number, session).await,
-            Section::Encrypt => encrypt_section(item.number, session).await,
-            Section::Decrypt => decrypt_section(item.number, session).await,
-            Section::Rotation => rotation_section(item.number, session).await,
-            Section::Lifecycle | Section::Observability => codes(session),
-        },
+        _ => {
+            (session.waiting)(&format!("item {}, {}", item.number, item.title));
+            match item.section {
+                Section::Transport => transport_section(item.number, session).await,
+                Section::Status => status_section(item.number, session).await,
+                Section::Encrypt => encrypt_section(item.number, session).await,
+                Section::Decrypt => decrypt_section(item.number, session).await,
+                Section::Rotation => rotation_section(item.number, session).await,
+                Section::Lifecycle | Section::Observability => codes(session),
+            }
+        }
     }
 }
 
 async fn transport_section(number: u8, session: &mut Session) -> Check {
     match number {
-        1 | 2 => transport::status_over_http2(session).await,
+        1 => transport::status_over_http2(session).await,
+        2 => transport::authority_localhost(session).await,
         3 => transport::path_as_authority(session).await,
         4 => transport::name_as_authority(session).await,
         5 => transport::strange_headers(session).await,
@@ -280,4 +311,16 @@ fn codes(session: &Session) -> Check {
     }
     let names: Vec<String> = witness.codes.keys().map(|c| format!("{:?}", tonic::Code::from_i32(*c))).collect();
     Ok(names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_that_can_fail_has_a_hint_and_no_other() {
+        for item in ITEMS {
+            assert_eq!(hint::hint(item.number).is_empty(), matches!(item.reach, Reach::No(_)), "{}", item.number);
+        }
+    }
 }

@@ -3,6 +3,14 @@
 //! They wrap nothing: a ciphertext is the seed with every bit flipped, so that any start of any of them can decrypt what
 //! any other encrypted, and only the vice is wrong. [`Vice::None`] has none: what proves that a finding is the vice's.
 
+//!
+//! [`faulty`] has plugins that are sound throughout but for one fault, for the conformance list, item by item.
+
+mod connection;
+pub mod fault;
+pub mod faulty;
+mod sound;
+
 use super::site::PATIENCE;
 use futures_util::stream;
 use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};

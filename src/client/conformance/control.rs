@@ -1,10 +1,13 @@
 //! Who makes the KMS rotate, go away and come back, when a check asks for it.
 //!
-//! [`CommandControl`] runs a program of the operator's: no shell, its fixed arguments and one word more, 60 s at most.
+//! [`CommandControl`] runs a program of the operator's: no shell, its fixed arguments and one word more, 60 s at most. It knows
+//! whether the KMS is away because of it, so that whoever is interrupted can end the outage.
 
 use std::fmt;
 use std::pin::Pin;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a command may take.
@@ -54,6 +57,17 @@ pub trait KmsControl: Send + Sync + fmt::Debug {
 pub struct CommandControl {
     program: String,
     arguments: Vec<String>,
+    away: Arc<AtomicBool>,
+}
+
+/// A process that does not outlive whoever waits for it.
+struct Waited(Child);
+
+impl Drop for Waited {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl CommandControl {
@@ -62,17 +76,25 @@ impl CommandControl {
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace().map(str::to_owned);
         let program = words.next()?;
-        Some(Self { program, arguments: words.collect() })
+        Some(Self { program, arguments: words.collect(), away: Arc::default() })
+    }
+
+    /// Whether an outage was asked for and has not been ended.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.away.load(Ordering::SeqCst)
     }
 
     async fn run(&self, act: Act) -> Result<(), String> {
         let said = |why: &dyn fmt::Display| format!("`{} … {}`: {why}", self.program, act.word());
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg(act.word()).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.spawn().map_err(|e| said(&e))?;
+        // An outage that was begun and not finished is one.
+        self.away.fetch_or(act == Act::Outage, Ordering::SeqCst);
+        let mut child = Waited(command.spawn().map_err(|e| said(&e))?);
         let ended = tokio::time::timeout(COMMAND_LIMIT, async {
             loop {
-                match child.try_wait() {
+                match child.0.try_wait() {
                     Ok(None) => tokio::time::sleep(LOOK_EVERY).await,
                     Ok(Some(status)) => return Ok(status),
                     Err(error) => return Err(said(&error)),
@@ -81,14 +103,13 @@ impl CommandControl {
         })
         .await;
         match ended {
-            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) if status.success() => {
+                self.away.fetch_and(act != Act::Restore, Ordering::SeqCst);
+                Ok(())
+            }
             Ok(Ok(status)) => Err(said(&status)),
             Ok(Err(why)) => Err(why),
-            Err(_) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(said(&"it did not end within 60 s"))
-            }
+            Err(_) => Err(said(&"it did not end within 60 s")),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Section D: Decrypt, items 45 to 62.
 
-use super::session::{Caller, Check, Sealed, Session, decrypt_request, failed, not_applicable, random};
-use super::wire::{Call, DECRYPT, Trouble};
+use super::session::{
+    Caller, Check, Sealed, Session, Stop, decrypt_request, failed, not_applicable, opened_to, random,
+};
+use super::wire::{Call, DECRYPT};
 use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptResponse};
 use crate::core::limit::CIPHERTEXT_MAX;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,6 +13,7 @@ use tokio::task::JoinSet;
 
 const EQUAL: usize = 500;
 const FLIPS: usize = 256;
+const OTHERS: usize = 100;
 
 /// Item 45.
 pub(super) async fn round_trip(session: &mut Session) -> Check {
@@ -27,7 +30,7 @@ pub(super) async fn round_trip(session: &mut Session) -> Check {
 }
 
 /// What an altered value did.
-async fn must_be_refused(caller: &Caller, what: &str, altered: &EncryptResponse) -> Result<(), super::session::Stop> {
+async fn must_be_refused(caller: &Caller, what: &str, altered: &EncryptResponse) -> Result<(), Stop> {
     match caller.decrypt(altered).await {
         Err(trouble) if trouble.is_refusal() => Ok(()),
         Err(trouble) => failed(format!("{what}: {trouble}")),
@@ -229,35 +232,48 @@ pub(super) async fn equal(session: &mut Session) -> Check {
         let (caller, value) = (caller.clone(), value.clone());
         calls.spawn(async move { caller.opens(&value).await });
     }
-    let bad: Vec<_> = calls.join_all().await.into_iter().filter_map(Result::err).collect();
-    match bad.into_iter().next() {
-        None => Ok("500 answered; calls to the KMS were not counted".to_owned()),
-        Some(first) => Err(first),
+    let bad: Vec<Stop> = calls.join_all().await.into_iter().filter_map(Result::err).collect();
+    match bad.first() {
+        None => Ok(format!("{EQUAL} answered; calls to the KMS were not counted")),
+        Some(Stop::Failed(first) | Stop::NotApplicable(first)) => {
+            failed(format!("{} of {EQUAL} equal Decrypts at once: {first}", bad.len()))
+        }
     }
 }
 
-/// Item 58.
+/// Item 58. The first is taken in before the others are sent, and those before it is cancelled: a Status tells.
 pub(super) async fn first_goes_away(session: &mut Session) -> Check {
     let value = session.value().await?;
     let caller = session.new_caller().await?;
     let call = Call::new(DECRYPT, &decrypt_request(&value.sealed));
-    caller.count(DECRYPT);
-    let first = match tokio::time::timeout(caller.timeout, caller.wire.start(&call)).await {
-        Ok(Ok(first)) => first,
-        Ok(Err(trouble)) => return failed(format!("Decrypt: {trouble}")),
-        Err(_) => return failed(format!("Decrypt: {}", Trouble::Late)),
-    };
-    let mut calls = JoinSet::new();
-    for _ in 0..100 {
-        let (caller, value) = (caller.clone(), value.clone());
-        calls.spawn(async move { caller.opens(&value).await });
+    let first = caller.start(&call).await.or_else(|trouble| failed(format!("Decrypt: {trouble}")))?;
+    taken_in(&caller).await?;
+    let mut others = Vec::with_capacity(OTHERS);
+    for _ in 0..OTHERS {
+        others.push(caller.start(&call).await.or_else(|trouble| failed(format!("Decrypt: {trouble}")))?);
     }
-    tokio::task::yield_now().await;
+    taken_in(&caller).await?;
     drop(first);
-    match calls.join_all().await.into_iter().find_map(Result::err) {
-        None => Ok("100 others were answered".to_owned()),
-        Some(stop) => Err(stop),
+    let mut calls = JoinSet::new();
+    for other in others {
+        let (caller, value) = (caller.clone(), value.clone());
+        calls.spawn(async move {
+            let opened = caller.finish::<DecryptResponse>(other).await;
+            opened_to(opened.map(|mut opened| std::mem::take(&mut opened.plaintext)), &value)
+        });
     }
+    let bad: Vec<Stop> = calls.join_all().await.into_iter().filter_map(Result::err).collect();
+    match bad.first() {
+        None => Ok(format!("{OTHERS} others were answered")),
+        Some(Stop::Failed(first) | Stop::NotApplicable(first)) => {
+            failed(format!("{} of {OTHERS} equal Decrypts, once the first was cancelled: {first}", bad.len()))
+        }
+    }
+}
+
+/// A server reads frames in order: once it answers this, it has what was sent before.
+async fn taken_in(caller: &Caller) -> Result<(), Stop> {
+    caller.status().await.map(|_| ()).or_else(|trouble| failed(format!("Status among Decrypts: {trouble}")))
 }
 
 /// Item 61.

@@ -4,6 +4,7 @@ use super::session::{Caller, Check, Sealed, Session, Stop, failed, not_applicabl
 use super::wire::{Call, ENCRYPT};
 use crate::api::v2::{EncryptRequest, EncryptResponse};
 use crate::client::limit::{self, Violation};
+use crate::core::limit::CIPHERTEXT_MAX;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -65,12 +66,17 @@ pub(super) const fn is_about_size(violation: &Violation) -> bool {
 
 /// Item 35.
 pub(super) async fn twice(session: &mut Session) -> Check {
-    let first = session.value().await?;
+    session.value().await?;
     let caller = session.caller().await?;
+    let first = sealed(&caller).await?;
     let again = caller.encrypt(&first.plaintext).await.or_else(|t| failed(format!("the second Encrypt: {t}")))?;
     let differ = if again == first.sealed { "two equal values" } else { "two values" };
-    caller.opens(&Sealed { plaintext: first.plaintext.clone(), sealed: again }).await?;
-    caller.opens(&first).await?;
+    let second = Sealed { plaintext: first.plaintext.clone(), sealed: again };
+    for (which, value) in [("first", &first), ("second", &second)] {
+        if let Err(Stop::Failed(why)) = caller.opens(value).await {
+            return failed(format!("the {which} value of a plaintext that was sealed twice: {why}"));
+        }
+    }
     Ok(format!("{differ}, and both open"))
 }
 
@@ -131,7 +137,7 @@ pub(super) async fn sizes(session: &mut Session) -> Check {
     for size in [0, 1, 16, 32, 64, 4096] {
         let plaintext = random(size);
         match caller.encrypt(&plaintext).await {
-            Ok(sealed) if sealed.ciphertext.len() > crate::core::limit::CIPHERTEXT_MAX => {
+            Ok(sealed) if sealed.ciphertext.len() > CIPHERTEXT_MAX => {
                 let n = sealed.ciphertext.len();
                 return failed(format!("{size} bytes gave a ciphertext of {n} bytes as success; 1024 are taken"));
             }
@@ -176,7 +182,9 @@ pub(super) async fn three_clients(session: &mut Session) -> Check {
     }
     for value in &values {
         for caller in &callers {
-            caller.opens(value).await?;
+            if let Err(Stop::Failed(why)) = caller.opens(value).await {
+                return failed(format!("a value that another of three connections sealed: {why}"));
+            }
         }
     }
     Ok("what each of three sealed opens for all; replicas were not asked".to_owned())

@@ -3,16 +3,21 @@
 //! Guarantees: the KMS is restored whatever was seen meanwhile.
 
 use super::control::Act;
-use super::session::{Caller, Check, Sealed, Session, Stop, altered, failed, not_applicable, random};
-use super::wire::Trouble;
+use super::session::{
+    Caller, Check, Sealed, Session, Stop, altered, decrypt_request, failed, not_applicable, random, uid,
+};
+use super::wire::{Call, DECRYPT, ENCRYPT, Trouble};
+use crate::api::v2::{DecryptResponse, EncryptRequest, EncryptResponse};
 use crate::os::Stopwatch;
 use std::time::Duration;
 
 /// How long it lasts.
 const LASTS: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
-/// How long after it `ok` may take.
-const RECOVERY_LIMIT: Duration = Duration::from_secs(90);
+/// Polls at most, while a recovery is waited for.
+const POLLS: u32 = 900;
+/// A refusal that takes more of the deadline than this share comes at the deadline and not before it.
+const SHARE: (u32, u32) = (19, 20);
 
 /// How one kind of call went.
 #[derive(Clone, Debug)]
@@ -21,6 +26,9 @@ enum Went {
     Refused(String),
     Badly(String),
 }
+
+/// The Decrypt of what was just encrypted, or of something else.
+type Opened = (Result<Vec<u8>, Trouble>, Duration);
 
 /// What an outage showed.
 #[derive(Clone, Debug)]
@@ -49,13 +57,14 @@ async fn outage(session: &mut Session) -> Result<Seen, Stop> {
     }
     let (status, healthz) = poll(&caller, &key_id).await;
     let encrypt = encrypt(&caller).await;
-    let known = judge(caller.decrypt(&value.sealed).await, &value.plaintext);
-    let unknown = judge(caller.decrypt(&altered(&value.sealed)).await, &value.plaintext);
+    let known = judge(&caller, decrypt(&caller, &value.sealed).await, &value.plaintext);
+    let unknown = judge(&caller, decrypt(&caller, &altered(&value.sealed)).await, &value.plaintext);
     if let Err(why) = control.act(Act::Restore).await {
         return failed(format!("the KMS was not restored, do it by hand: {why}"));
     }
-    (session.waiting)("the recovery (90 s at most)");
-    let back_after = recovery(&caller, &value).await;
+    let limit = session.bounds.recovery;
+    (session.waiting)(&format!("the recovery ({limit:?} at most)"));
+    let back_after = recovery(&caller, &value, limit).await;
     let seen = Seen { status, healthz, encrypt, known, unknown, back_after };
     session.outage = Some(seen.clone());
     Ok(seen)
@@ -80,30 +89,58 @@ async fn poll(caller: &Caller, key_id: &str) -> (Went, String) {
 
 async fn encrypt(caller: &Caller) -> Went {
     let plaintext = random(32);
-    match caller.encrypt(&plaintext).await {
-        Ok(sealed) => judge(caller.decrypt(&sealed).await, &plaintext),
-        Err(trouble) if trouble.is_refusal() => Went::Refused(trouble.to_string()),
-        Err(trouble) => Went::Badly(trouble.to_string()),
+    let request = EncryptRequest { plaintext: plaintext.clone(), uid: uid() };
+    let watch = Stopwatch::start();
+    let sealed: Result<EncryptResponse, _> = caller.call(&Call::new(ENCRYPT, &request).within(caller.timeout)).await;
+    let took = watch.elapsed();
+    match sealed {
+        Err(trouble) => refused(caller, &trouble, took),
+        Ok(sealed) => match judge(caller, decrypt(caller, &sealed).await, &plaintext) {
+            Went::Served => Went::Served,
+            Went::Refused(why) | Went::Badly(why) => {
+                Went::Badly(format!("Encrypt returned a value, and Decrypt of that: {why}"))
+            }
+        },
     }
 }
 
-fn judge(answer: Result<Vec<u8>, Trouble>, plaintext: &[u8]) -> Went {
+/// With the deadline that kube-apiserver sends, so that the plugin may know how long it has.
+async fn decrypt(caller: &Caller, sealed: &EncryptResponse) -> Opened {
+    let call = Call::new(DECRYPT, &decrypt_request(sealed)).within(caller.timeout);
+    let watch = Stopwatch::start();
+    let answer = caller.call::<DecryptResponse>(&call).await;
+    (answer.map(|mut opened| std::mem::take(&mut opened.plaintext)), watch.elapsed())
+}
+
+fn judge(caller: &Caller, (answer, took): Opened, plaintext: &[u8]) -> Went {
     match answer {
         Ok(opened) if opened == plaintext => Went::Served,
         Ok(opened) => Went::Badly(format!("it returned {} other bytes", opened.len())),
-        Err(trouble) if trouble.is_refusal() => Went::Refused(trouble.to_string()),
-        Err(trouble) => Went::Badly(trouble.to_string()),
+        Err(trouble) => refused(caller, &trouble, took),
     }
 }
 
-async fn recovery(caller: &Caller, value: &Sealed) -> Option<Duration> {
+fn refused(caller: &Caller, trouble: &Trouble, took: Duration) -> Went {
+    let prompt = caller.timeout.saturating_mul(SHARE.0).checked_div(SHARE.1).unwrap_or_default();
+    let (took, limit) = (took.as_millis(), caller.timeout.as_millis());
+    if !trouble.is_refusal() {
+        return Went::Badly(trouble.to_string());
+    }
+    if took > prompt.as_millis() {
+        return Went::Badly(format!("refused only at the deadline, after {took} of {limit} ms: {trouble}"));
+    }
+    Went::Refused(format!("after {took} of {limit} ms: {trouble}"))
+}
+
+async fn recovery(caller: &Caller, value: &Sealed, limit: Duration) -> Option<Duration> {
     let watch = Stopwatch::start();
-    while watch.elapsed() < RECOVERY_LIMIT {
+    let every = limit.checked_div(POLLS).unwrap_or_default().max(POLL);
+    while watch.elapsed() < limit {
         let ok = caller.status().await.is_ok_and(|status| status.healthz == "ok");
         if ok && caller.encrypt(&value.plaintext).await.is_ok() && caller.opens(value).await.is_ok() {
             return Some(watch.elapsed());
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(every).await;
     }
     None
 }
@@ -121,7 +158,10 @@ pub(super) async fn status_goes_on(session: &mut Session) -> Check {
 pub(super) async fn ok_again(session: &mut Session) -> Check {
     match outage(session).await?.back_after {
         Some(after) => Ok(format!("{:.1} s after the KMS was restored", after.as_secs_f64())),
-        None => failed("90 s after the KMS was restored it is not ok, or does not encrypt and decrypt"),
+        None => {
+            let limit = session.bounds.recovery;
+            failed(format!("{limit:?} after the KMS was restored it is not ok, or does not encrypt and decrypt"))
+        }
     }
 }
 
@@ -129,7 +169,7 @@ pub(super) async fn ok_again(session: &mut Session) -> Check {
 fn served_or_refused(went: Went) -> Check {
     match went {
         Went::Served => Ok("served, and it opens".to_owned()),
-        Went::Refused(why) => Ok(format!("refused promptly, {why}")),
+        Went::Refused(why) => Ok(format!("refused {why}")),
         Went::Badly(why) => failed(format!("with the KMS away: {why}")),
     }
 }
@@ -147,7 +187,7 @@ pub(super) async fn seen_before(session: &mut Session) -> Check {
 /// Item 60: a value that is not quite the one that was seen.
 pub(super) async fn not_seen_before(session: &mut Session) -> Check {
     match outage(session).await?.unknown {
-        Went::Refused(why) => Ok(format!("refused within the deadline, {why}")),
+        Went::Refused(why) => Ok(format!("refused {why}")),
         Went::Served => failed("a value that was tampered with was opened"),
         Went::Badly(why) => failed(format!("with the KMS away: {why}")),
     }

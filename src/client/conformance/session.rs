@@ -3,8 +3,9 @@
 //! Guarantees: every call is counted and every refusal is kept, whoever made it; plaintexts are random and are never
 //! shown. Refuses to know the list.
 
+use super::Bounds;
 use super::control::KmsControl;
-use super::wire::{Answer, Call, DECRYPT, ENCRYPT, STATUS, Trouble, Wire};
+use super::wire::{Answer, Call, DECRYPT, ENCRYPT, Pending, STATUS, Trouble, Wire};
 use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use crate::client::apiserver;
 use crate::client::kms::Target;
@@ -101,7 +102,22 @@ impl Caller {
     }
 
     pub(super) async fn call<M: Message + Default>(&self, call: &Call) -> Result<M, Trouble> {
-        let answer = self.send(call).await.and_then(|answer| answer.message());
+        self.message(self.send(call).await)
+    }
+
+    /// Sends a call and does not wait for its answer.
+    pub(super) async fn start(&self, call: &Call) -> Result<Pending, Trouble> {
+        self.count(call.path);
+        tokio::time::timeout(self.timeout, self.wire.start(call)).await.unwrap_or(Err(Trouble::Late))
+    }
+
+    /// The answer to a call that was started.
+    pub(super) async fn finish<M: Message + Default>(&self, started: Pending) -> Result<M, Trouble> {
+        self.message(tokio::time::timeout(self.timeout, started.answer()).await.unwrap_or(Err(Trouble::Late)))
+    }
+
+    fn message<M: Message + Default>(&self, answer: Result<Answer, Trouble>) -> Result<M, Trouble> {
+        let answer = answer.and_then(|answer| answer.message());
         if let Err(Trouble::Status(code, message)) = &answer {
             self.witness().refused(*code, message);
         }
@@ -125,11 +141,16 @@ impl Caller {
 
     /// Whether it still opens to this.
     pub(super) async fn opens(&self, value: &Sealed) -> Result<(), Stop> {
-        match self.decrypt(&value.sealed).await {
-            Ok(plaintext) if plaintext == value.plaintext => Ok(()),
-            Ok(plaintext) => failed(format!("Decrypt returned {} other bytes", plaintext.len())),
-            Err(trouble) => failed(format!("Decrypt failed: {trouble}")),
-        }
+        opened_to(self.decrypt(&value.sealed).await, value)
+    }
+}
+
+/// Whether that is what was sealed.
+pub(super) fn opened_to(opened: Result<Vec<u8>, Trouble>, value: &Sealed) -> Result<(), Stop> {
+    match opened {
+        Ok(plaintext) if plaintext == value.plaintext => Ok(()),
+        Ok(plaintext) => failed(format!("Decrypt returned {} other bytes", plaintext.len())),
+        Err(trouble) => failed(format!("Decrypt failed: {trouble}")),
     }
 }
 
@@ -144,6 +165,7 @@ pub(super) struct Sealed {
 pub(super) struct Session {
     pub(super) target: Target,
     pub(super) timeout: Duration,
+    pub(super) bounds: Bounds,
     pub(super) control: Option<Arc<dyn KmsControl>>,
     pub(super) witness: Arc<Mutex<Witness>>,
     pub(super) life: Option<apiserver::Report>,
@@ -159,12 +181,13 @@ impl Session {
     pub(super) fn new(
         target: Target,
         timeout: Duration,
+        bounds: Bounds,
         control: Option<Arc<dyn KmsControl>>,
         waiting: Box<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
         let witness = Arc::default();
         let (life, rotation, outage, wire, sealed) = (None, None, None, None, None);
-        Self { target, timeout, control, witness, life, rotation, outage, waiting, wire, sealed }
+        Self { target, timeout, bounds, control, witness, life, rotation, outage, waiting, wire, sealed }
     }
 
     pub(super) fn witness(&self) -> MutexGuard<'_, Witness> {
@@ -240,11 +263,4 @@ pub(super) fn uid() -> String {
 /// Random bytes that nothing depends on: what a check seals protects nothing.
 pub(super) fn random(len: usize) -> Vec<u8> {
     std::iter::repeat_with(|| uuid::Uuid::new_v4().into_bytes()).flatten().take(len).collect()
-}
-
-/// The largest but one percent.
-pub(super) fn p99(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    let skipped = times.len().div_euclid(100);
-    times.iter().rev().nth(skipped).copied().unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! Section A: HTTP/2 and gRPC on the socket, items 1 to 14.
 
 use super::raw::{Reaction, status_with_authority};
-use super::session::{Caller, Check, Session, altered, decrypt_request, failed, not_applicable, p99};
+use super::session::{Caller, Check, Session, Stop, altered, decrypt_request, failed, not_applicable};
 use super::wire::{Call, DECRYPT, ENCRYPT, STATUS, Trouble};
 use crate::api::v2::{DecryptResponse, StatusRequest, StatusResponse};
 use crate::client::kms::Target;
@@ -20,15 +20,32 @@ const AT_ONCE_LIMIT: Duration = Duration::from_secs(1);
 /// What a busy machine may add to a deadline of 50 ms.
 const SLACK: Duration = Duration::from_millis(200);
 const SLOW: Duration = Duration::from_millis(100);
+/// Slow polls of 60 that may be a busy machine's.
+const FEW: usize = 3;
 
 fn status_call() -> Call {
     Call::new(STATUS, &StatusRequest {})
 }
 
-/// Items 1 and 2.
+/// Item 1, whatever the `:authority`: a plugin that minds it fails item 2 and not this.
 pub(super) async fn status_over_http2(session: &mut Session) -> Check {
+    match one_message(session, status_call()).await {
+        Err(Stop::Failed(seen)) => {
+            let without = one_message(session, Call { authority: None, ..status_call() }).await;
+            without.map(|_| "one message, but only without `:authority` (item 2)".to_owned()).or_else(|_| failed(seen))
+        }
+        check => check,
+    }
+}
+
+/// Item 2.
+pub(super) async fn authority_localhost(session: &mut Session) -> Check {
+    one_message(session, status_call()).await
+}
+
+async fn one_message(session: &Session, call: Call) -> Check {
     let caller = session.new_caller().await?;
-    let answer = match caller.send(&status_call()).await {
+    let answer = match caller.send(&call).await {
         Ok(answer) => answer,
         Err(trouble) => return failed(format!("Status: {trouble}")),
     };
@@ -114,8 +131,10 @@ pub(super) async fn two_clients(session: &mut Session) -> Check {
     let (old, new) = (session.new_caller().await?, session.new_caller().await?);
     for _ in 0..20 {
         let (a, b) = tokio::join!(old.status(), new.status());
-        if let Some(trouble) = a.err().or(b.err()) {
-            return failed(format!("Status, with two connections that poll: {trouble}"));
+        for (which, answer) in [("first", a), ("second", b)] {
+            if let Err(trouble) = answer {
+                return failed(format!("Status on the {which} of two connections that poll: {trouble}"));
+            }
         }
     }
     drop(old);
@@ -162,15 +181,16 @@ pub(super) async fn short_deadline(session: &mut Session) -> Check {
 pub(super) async fn cancelled(session: &mut Session) -> Check {
     let value = session.value().await?;
     let caller = session.new_caller().await?;
-    let call = Call::new(DECRYPT, &decrypt_request(&value.sealed));
+    let whole = Call::new(DECRYPT, &decrypt_request(&value.sealed));
+    // A plugin that answers from memory is done with a whole one before it is cancelled.
+    let half = whole.clone().unfinished();
     for _ in 0..CANCELLED.div_euclid(AT_ONCE) {
         let mut pending = Vec::with_capacity(AT_ONCE);
-        for _ in 0..AT_ONCE {
-            caller.count(DECRYPT);
-            match tokio::time::timeout(caller.timeout, caller.wire.start(&call)).await {
-                Ok(Ok(started)) => pending.push(started),
-                Ok(Err(trouble)) => return failed(format!("a Decrypt among cancelled ones: {trouble}")),
-                Err(_) => return failed("it takes no more streams, although all were cancelled"),
+        for call in [&whole, &half].into_iter().cycle().take(AT_ONCE) {
+            match caller.start(call).await {
+                Ok(started) => pending.push(started),
+                Err(Trouble::Late) => return failed("it takes no more streams, although all were cancelled"),
+                Err(trouble) => return failed(format!("a Decrypt among cancelled ones: {trouble}")),
             }
         }
         // Its answer says that those before it were taken in: a server may hang up on whom it sees reset all at once.
@@ -182,14 +202,18 @@ pub(super) async fn cancelled(session: &mut Session) -> Check {
     let mut times = Vec::new();
     for _ in 0..20 {
         let watch = Stopwatch::start();
-        caller.opens(&value).await?;
+        if let Err(Stop::Failed(why)) = caller.opens(&value).await {
+            return failed(format!("after {CANCELLED} cancelled calls: {why}"));
+        }
         times.push(watch.elapsed());
     }
-    let slowest = times.into_iter().max().unwrap_or_default();
-    if slowest > SLOW {
-        return failed(format!("after {CANCELLED} cancelled calls a Decrypt takes {slowest:?}"));
+    // Half of them: what is left behind slows down every call, a busy machine one.
+    times.sort_unstable();
+    let middle = times.get(times.len().div_euclid(2)).copied().unwrap_or_default();
+    if middle > SLOW {
+        return failed(format!("after {CANCELLED} cancelled calls a Decrypt takes {} ms", middle.as_millis()));
     }
-    Ok(format!("afterwards a Decrypt takes {} µs at most", slowest.as_micros()))
+    Ok(format!("afterwards a Decrypt takes {} µs", middle.as_micros()))
 }
 
 /// Item 13.
@@ -236,7 +260,7 @@ pub(super) async fn malformed(session: &mut Session) -> Check {
     Ok("each refused alone".to_owned())
 }
 
-async fn one_malformed(caller: &Caller, what: &str, call: Call) -> Result<(), super::session::Stop> {
+async fn one_malformed(caller: &Caller, what: &str, call: Call) -> Result<(), Stop> {
     match caller.call::<DecryptResponse>(&call).await {
         Ok(_) => return failed(format!("{what} was answered with success")),
         Err(Trouble::Late) => return failed(format!("{what}: no answer within the deadline")),
@@ -268,9 +292,13 @@ pub(super) async fn polls(session: &mut Session) -> Check {
         }
         times.push(watch.elapsed());
     }
-    let p99 = p99(times);
-    if p99 > SLOW {
-        return failed(format!("20 Status a second: p99 {p99:?}"));
+    let slow = times.iter().filter(|time| **time > SLOW).count();
+    let slowest = times.iter().max().map_or(0, Duration::as_millis);
+    if slow > FEW {
+        let limit = SLOW.as_millis();
+        return failed(format!(
+            "{slow} of 60 Status calls, 20 a second, took over {limit} ms, the slowest {slowest} ms"
+        ));
     }
-    Ok(format!("p99 {} µs over 3 s", p99.as_micros()))
+    Ok(format!("60 in 3 s, the slowest took {slowest} ms; calls to the KMS were not counted"))
 }

@@ -67,18 +67,37 @@ impl fmt::Display for Trouble {
 pub(super) struct Call {
     pub(super) path: &'static str,
     pub(super) authority: Option<String>,
-    pub(super) headers: Vec<(&'static str, &'static str)>,
+    pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Bytes,
+    /// Half of the body is sent, and the stream stays open.
+    pub(super) unfinished: bool,
 }
 
 impl Call {
     /// As kube-apiserver sends it: `:authority: localhost`.
     pub(super) fn new(path: &'static str, message: &impl Message) -> Self {
-        Self { path, authority: Some("localhost".to_owned()), headers: Vec::new(), body: framed(message) }
+        Self {
+            path,
+            authority: Some("localhost".to_owned()),
+            headers: Vec::new(),
+            body: framed(message),
+            unfinished: false,
+        }
     }
 
-    pub(super) fn header(mut self, name: &'static str, value: &'static str) -> Self {
-        self.headers.push((name, value));
+    pub(super) fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    /// As kube-apiserver does with every call.
+    pub(super) fn within(self, limit: Duration) -> Self {
+        self.header("grpc-timeout", &format!("{}m", limit.as_millis()))
+    }
+
+    /// A call that its server has to keep waiting for, however fast it is.
+    pub(super) const fn unfinished(mut self) -> Self {
+        self.unfinished = true;
         self
     }
 
@@ -93,7 +112,7 @@ impl Call {
         }
         request = request.header("content-type", "application/grpc").header("te", "trailers");
         for (name, value) in &self.headers {
-            request = request.header(*name, *value);
+            request = request.header(*name, value.as_str());
         }
         request.body(())
     }
@@ -139,6 +158,15 @@ impl Answer {
     }
 }
 
+/// What became of a call, in other words than h2's: `not a result of an error` is what it says of a GOAWAY.
+fn lost(error: h2::Error) -> Trouble {
+    Trouble::Lost(match error.reason() {
+        Some(reason) if error.is_go_away() => format!("the connection was closed with GOAWAY {reason:?}"),
+        Some(reason) if error.is_reset() => format!("the stream was reset with {reason:?}"),
+        _ => error.to_string(),
+    })
+}
+
 /// One connection. Closed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -150,12 +178,10 @@ pub(super) struct Wire {
 impl Wire {
     /// Connects, and sends the preface. The plugin has not said anything yet.
     pub(super) async fn connect(target: &Target) -> Result<Self, Trouble> {
-        let lost = |error: &dyn fmt::Display| Trouble::Lost(error.to_string());
-        let stream = target.connect().map_err(|e| lost(&e))?;
+        let stream = target.connect().map_err(|error| Trouble::Lost(error.to_string()))?;
         // h2 hangs up on a server whose small frames it has no time to read; grpc-go has no such limit.
         let mut builder = h2::client::Builder::new();
-        let (send, mut connection) =
-            builder.data_frame_budget(1 << 30).handshake(stream).await.map_err(|e| lost(&e))?;
+        let (send, mut connection) = builder.data_frame_budget(1 << 30).handshake(stream).await.map_err(lost)?;
         let streams = Arc::new(AtomicUsize::new(usize::MAX));
         let seen = Arc::clone(&streams);
         let driver = tokio::spawn(async move {
@@ -182,11 +208,15 @@ impl Wire {
 
     /// Sends a request and does not wait for the answer. Dropping what it returns resets the stream.
     pub(super) async fn start(&self, call: &Call) -> Result<Pending, Trouble> {
-        let lost = |error: h2::Error| Trouble::Lost(error.to_string());
         let request = call.request().map_err(|error| Trouble::Lost(error.to_string()))?;
         let mut ready = self.send.clone().ready().await.map_err(lost)?;
         let (response, mut stream) = ready.send_request(request, false).map_err(lost)?;
         let mut rest = call.body.clone();
+        if call.unfinished {
+            let half = rest.split_to(rest.len().div_euclid(2));
+            stream.send_data(half, false).map_err(lost)?;
+            return Ok(Pending { response, _stream: stream });
+        }
         if rest.is_empty() {
             stream.send_data(Bytes::new(), true).map_err(lost)?;
         }
@@ -225,8 +255,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    async fn answer(self) -> Result<Answer, Trouble> {
-        let lost = |error: h2::Error| Trouble::Lost(error.to_string());
+    pub(super) async fn answer(self) -> Result<Answer, Trouble> {
         let (parts, mut stream) = self.response.await.map_err(lost)?.into_parts();
         if parts.status != http::StatusCode::OK {
             return Err(Trouble::Garbled(format!("HTTP status {}", parts.status)));
