@@ -27,7 +27,7 @@ pub(super) fn confine() -> io::Result<String> {
     let count = allowed.len();
     let allow = compile(allowed, SeccompAction::Errno(EPERM), SeccompAction::Allow)?;
     let absent = compile(absent(), SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?;
-    for filter in [allow, absent] {
+    for filter in [absent, allow] {
         seccompiler::apply_filter_all_threads(&filter).map_err(io::Error::other)?;
     }
     Ok(format!("{count} system calls"))

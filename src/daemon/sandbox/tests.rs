@@ -86,7 +86,7 @@ fn child_in_landlock() {
 
     let denied = |outcome: io::Result<()>| assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     for path in
-        ["/etc/passwd", "/bin/sh", "/root/.ssh"].map(PathBuf::from).iter().chain([&dir.join("elsewhere/secret")])
+        ["/bin/sh", "/var/log", "/home"].map(PathBuf::from).iter().chain([&dir.join("elsewhere/secret")])
     {
         if path.exists() {
             denied(std::fs::File::open(path).map(drop));
@@ -108,7 +108,7 @@ fn child_in_landlock() {
     std::fs::remove_file(dir.join("run/s")).unwrap();
     // A thread made later, and a keyring and a configuration that were replaced from outside.
     std::thread::spawn(move || {
-        denied(std::fs::File::open("/etc/passwd").map(drop));
+        denied(std::fs::File::open("/bin/sh").map(drop));
         assert_eq!(std::fs::read(dir.join("keys/keyring.json")).unwrap(), b"{}");
         assert!(std::fs::read(file).unwrap().starts_with(b"kek"));
         std::fs::read("/proc/self/status").unwrap();
