@@ -85,9 +85,7 @@ fn child_in_landlock() {
     assert!(steps.iter().all(HardeningStep::holds), "{steps:?}");
 
     let denied = |outcome: io::Result<()>| assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
-    for path in
-        ["/bin/sh", "/var/log", "/home"].map(PathBuf::from).iter().chain([&dir.join("elsewhere/secret")])
-    {
+    for path in ["/bin/sh", "/var/log", "/home"].map(PathBuf::from).iter().chain([&dir.join("elsewhere/secret")]) {
         if path.exists() {
             denied(std::fs::File::open(path).map(drop));
         }
