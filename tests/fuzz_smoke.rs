@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 const MUTATIONS: u64 = 3000;
-/// A connection each, and twice.
-const CONNECTIONS: u64 = 600;
+/// Where each costs a connection or an fsync.
+const SLOW_MUTATIONS: u64 = 600;
 
 fn corpus_dir(target: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target)
@@ -162,7 +162,7 @@ fn smoke(target: &str) {
     run(&[]);
     inputs.iter().for_each(|input| run(input));
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
-    let times = if target == "front_door" { CONNECTIONS } else { MUTATIONS };
+    let times = if matches!(target, "front_door" | "state_file") { SLOW_MUTATIONS } else { MUTATIONS };
     for n in 0..times {
         let input = mutated(&inputs, &mut numbers);
         let outcome = std::panic::catch_unwind(|| run(&input));
