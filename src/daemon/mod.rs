@@ -141,6 +141,8 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
 }
 
 fn harden_process() -> Vec<HardeningStep> {
+    // rustix asks the kernel once, before Linux 6.4 by a file of /proc that a process which is not dumpable may not open.
+    let _ = rustix::param::page_size();
     let mut steps = harden::harden();
     steps.push(harden::raise_memlock());
     steps.push(harden::raise_nofile());

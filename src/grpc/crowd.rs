@@ -8,8 +8,8 @@ use crate::service::peer::Peer;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections of allowed peers at once. With an ordinary RLIMIT_NOFILE (1024 and more) the hard limit decides before.
-const ALLOWED_MAX: usize = 4096;
+/// Connections of allowed peers at once. Each may hold 1 MiB of unread messages and 200 calls.
+const ALLOWED_MAX: usize = 256;
 /// Connections of others at once: enough to tell each of them that he is refused.
 const STRANGERS_MAX: usize = 64;
 

@@ -35,22 +35,28 @@ async fn every_thread_has_the_system_call_filters_and_none_when_they_are_switche
 async fn a_file_outside_of_what_serving_needs_cannot_be_opened_by_the_live_process() {
     const NAME: &str = "process::sandbox::a_file_outside_of_what_serving_needs_cannot_be_opened_by_the_live_process";
     let elsewhere = tempfile::tempdir().unwrap();
-    let mut site = Site::local();
-    site.set("probe: {interval: 1s, timeout: 500ms}");
+    let site = Site::local();
     let running = site.start().await;
     if !is_confined(&running) {
         return skipped(NAME, "this kernel has no landlock");
     }
     // The same content, which every process of this user may read, behind a link.
-    let outside = elsewhere.path().join("keyring.json");
-    std::fs::copy(site.keyring(), &outside).unwrap();
+    let config = site.dir().join("config.yaml");
+    let outside = elsewhere.path().join("config.yaml");
+    std::fs::copy(&config, &outside).unwrap();
     let link = site.dir().join("link");
     std::os::unix::fs::symlink(&outside, &link).unwrap();
-    std::fs::rename(&link, site.keyring()).unwrap();
-    running.until_log("ermission denied").await;
+    std::fs::rename(&link, &config).unwrap();
+    running.signal(Signal::HUP);
+    running.until_log("cannot be read: Permission denied").await;
+    running.until_ok().await;
     // Started anew it is told of the place, and needs it.
     drop(running);
-    site.start().await;
+    let arguments = ["serve", "--config", config.to_str().unwrap()];
+    let running = site.run(&mut site.process(BINARY, &arguments));
+    running.until_ok().await;
+    running.signal(Signal::HUP);
+    running.until_log("the new configuration is in force").await;
 }
 
 #[tokio::test]

@@ -59,13 +59,19 @@ pub(super) fn allowed() -> Result<Rules, seccompiler::BackendError> {
     // PR_SET_VMA names memory; allocators try it.
     rules.insert(
         libc::SYS_prctl,
-        one_of(0, &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_GET_DUMPABLE, libc::PR_SET_VMA].map(bits))?,
+        one_of(
+            0,
+            &[libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_GET_DUMPABLE, libc::PR_SET_VMA, PR_GET_AUXV].map(bits),
+        )?,
     );
     // Our own limits and nobody else's.
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0])?);
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS.map(u64::from))?);
     Ok(rules)
 }
+
+/// How rustix learns the size of a page. SPEC: prctl(2), Linux 6.4.
+const PR_GET_AUXV: i32 = 0x4155_5856;
 
 /// The lower half of an argument: flags are compared as 32 bits.
 fn bits(flags: i32) -> u64 {
