@@ -116,7 +116,8 @@ async fn a_revoked_kek_leaves_no_dek_in_the_memory_of_the_live_process() {
     drop(client);
     let began = Instant::now();
     while let Some(left) = Some(scan(&running, &needles).unwrap()).filter(|left| !left.is_empty()) {
-        assert!(began.elapsed() < Duration::from_secs(5), "after its connection was closed: {left:#?}");
+        // A scan alone takes seconds.
+        assert!(began.elapsed() < Duration::from_secs(20), "after its connection was closed: {left:#?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     println!("{:?} after its connection was closed there is none of it", began.elapsed());
