@@ -5,6 +5,7 @@ use crate::config;
 use crate::durable::{self, Existing};
 use rustix::io::Errno;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -97,7 +98,7 @@ fn child_in_landlock() {
     denied(std::fs::remove_file(dir.join("keys/keyring.json")));
     denied(TcpStream::connect(foreign).map(drop));
     denied(TcpListener::bind("127.0.0.1:4711").map(drop));
-    denied(Command::new("/bin/true").status().map(drop));
+    denied(Err(Command::new("/bin/true").exec()));
 
     TcpStream::connect(allowed).unwrap();
     TcpListener::bind("127.0.0.1:0").unwrap();
@@ -138,6 +139,8 @@ fn child_in_seccomp() {
 
     let denied = |outcome: io::Result<()>| assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EPERM));
     denied(Command::new("/bin/true").status().map(drop));
+    // Without a fork before it; were it not refused, this process would be gone without a word.
+    denied(Err(Command::new("/bin/true").exec()));
     let denied = |outcome: rustix::io::Result<()>| assert_eq!(outcome, Err(Errno::PERM));
     denied(rustix::process::chroot("/"));
     denied(rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::URG));
