@@ -8,8 +8,8 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build image test e2e drill lint fmt bench bench-rpc bench-growth counts deny fuzz presubmit clean
-
+.PHONY: help run build image test e2e drill lint fmt bench bench-rpc bench-growth counts deny presubmit clean
+.PHONY: help run build test e2e lint fmt bench counts deny presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,7 @@ bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs
 	$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through
 	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick)
 
+.PHONY: fuzz
 fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a nightly compiler (installs cargo-fuzz when it is not there)
 	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
 	@for target in tests/fuzz/fuzz_targets/*.rs; do name=$$(basename $$target .rs); mkdir -p tests/fuzz/found/$$name; \
