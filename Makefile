@@ -91,6 +91,13 @@ bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs
 	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --bin kube-kms --target-dir target/minimal)
 	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
 
+.PHONY: fuzz
+fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a nightly compiler (installs cargo-fuzz when it is not there)
+	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
+	@for target in tests/fuzz/fuzz_targets/*.rs; do name=$$(basename $$target .rs); mkdir -p tests/fuzz/found/$$name; \
+	  $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$name tests/fuzz/found/$$name tests/fuzz/corpus/$$name -- \
+	  -max_total_time=$(or $(SECONDS),60) || exit 1; done
+
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources

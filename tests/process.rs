@@ -6,6 +6,7 @@ mod bad_surroundings;
 mod hardening;
 mod peer;
 mod reload;
+mod sandbox;
 mod service_manager;
 mod stranger;
 mod take_over;

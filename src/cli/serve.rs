@@ -48,6 +48,9 @@ fn failure(error: &StartError) -> Failure {
         StartError::Activation(_) => Failure::new(Exit::Configuration, what)
             .because(error)
             .hint("the socket unit needs exactly one ListenStream=, of a unix socket"),
+        StartError::Sandbox(_) => Failure::new(Exit::Refused, what)
+            .because(error)
+            .hint("`auto` goes on without it and warns; landlock needs Linux 5.13 and lsm=landlock, seccomp CONFIG_SECCOMP_FILTER"),
         StartError::System(_) => {
             Failure::new(Exit::Failed, what).because(error).hint("see the limits of this process: ulimit -a")
         }

@@ -70,6 +70,8 @@ pub const KEYS: &[Key] = &[
     restart("log.format", Some("text"), "text or json"),
     key("log.level", Some("info"), "error, warn, info, debug or trace"),
     restart("stateDir", Some("/var/lib/kube-kms"), "absolute path"),
+    restart("harden.landlock", Some("auto"), "auto, none or required"),
+    restart("harden.seccomp", Some("auto"), "auto, none or required"),
 ];
 
 /// The names that may stand directly under a section (`""`: the top level), sorted, each once.

@@ -4,7 +4,7 @@
 //! result is used only when there were none. The rules are those of docs/configuration.md.
 
 use crate::config::kek;
-use crate::config::model::{Config, KekConfig, Listen, Log, LogFormat, LogLevel, RecoveryConfig};
+use crate::config::model::{Config, Enforce, Harden, KekConfig, Listen, Log, LogFormat, LogLevel, RecoveryConfig};
 use crate::config::problem::{Problem, Problems};
 use crate::config::section::{Section, kind};
 use crate::core::annotation::RECOVERY_MAX;
@@ -64,7 +64,8 @@ fn config(tree: &Value, problems: &Problems) -> Option<Config> {
         Some(path) => kek::absolute(&root, "stateDir", path),
         None => Some(PathBuf::from("/var/lib/kube-kms")),
     };
-    Some(Config { listen, kek: kek?, read, recovery, settings, http, log, state_dir: state_dir? })
+    let harden = harden(&root.section("harden"));
+    Some(Config { listen, kek: kek?, read, recovery, settings, http, log, state_dir: state_dir?, harden })
 }
 
 fn listen(section: &Section<'_>) -> Listen {
@@ -215,4 +216,12 @@ fn log(section: &Section<'_>) -> Log {
     let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
     let level = section.choice("level", LogLevel::Info, &levels.map(|level| (level.as_str(), level)));
     Log { format, level }
+}
+
+fn harden(section: &Section<'_>) -> Harden {
+    let words = [("auto", Enforce::Auto), ("none", Enforce::None), ("required", Enforce::Required)];
+    Harden {
+        landlock: section.choice("landlock", Enforce::Auto, &words),
+        seccomp: section.choice("seccomp", Enforce::Auto, &words),
+    }
 }

@@ -10,13 +10,16 @@ mod lift;
 mod model;
 mod problem;
 mod section;
+pub mod surroundings;
 mod tree;
 
 #[cfg(test)]
 mod tests;
 
 pub use key::{Change, KEYS, Key};
-pub use model::{AwsKekConfig, Config, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel, RecoveryConfig};
+pub use model::{
+    AwsKekConfig, Config, Enforce, Harden, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel, RecoveryConfig,
+};
 pub use problem::{ConfigError, Problem};
 
 use std::fs::File;

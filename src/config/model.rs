@@ -30,6 +30,28 @@ pub struct Config {
     pub log: Log,
     /// `stateDir`: absolute.
     pub state_dir: PathBuf,
+    /// `harden`.
+    pub harden: Harden,
+}
+
+/// What the process takes from itself once it has started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Harden {
+    /// `harden.landlock`: files and TCP ports.
+    pub landlock: Enforce,
+    /// `harden.seccomp`: system calls.
+    pub seccomp: Enforce,
+}
+
+/// How much a restriction matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforce {
+    /// As far as the kernel can; a warning says what it cannot.
+    Auto,
+    /// Not at all.
+    None,
+    /// Without it there is no start.
+    Required,
 }
 
 /// The socket.
@@ -159,6 +181,8 @@ impl Config {
             ("http.listen", self.http != new.http),
             ("log.format", self.log.format != new.log.format),
             ("stateDir", self.state_dir != new.state_dir),
+            ("harden.landlock", self.harden.landlock != new.harden.landlock),
+            ("harden.seccomp", self.harden.seccomp != new.harden.seccomp),
         ];
         changes.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }

@@ -68,6 +68,7 @@ fn the_defaults_are_those_of_the_design() {
         http: Some("127.0.0.1:9464".parse().unwrap()),
         log: Log { format: LogFormat::Text, level: LogLevel::Info },
         state_dir: PathBuf::from("/var/lib/kube-kms"),
+        harden: Harden { landlock: Enforce::Auto, seccomp: Enforce::Auto },
     };
     assert_eq!(parse(MINIMAL).unwrap(), expected);
 }
@@ -115,6 +116,7 @@ outage: {grace: 15m, onDenied: revoke, stopAfter: 2h}
 http: {listen: none}
 log: {format: json, level: trace}
 stateDir: /state
+harden: {landlock: none, seccomp: required}
 "#;
     let context = |k: &str, v: &str| BTreeMap::from([(k.to_owned(), v.to_owned())]);
     let expected = Config {
@@ -160,6 +162,7 @@ stateDir: /state
         http: None,
         log: Log { format: LogFormat::Json, level: LogLevel::Trace },
         state_dir: PathBuf::from("/state"),
+        harden: Harden { landlock: Enforce::None, seccomp: Enforce::Required },
     };
     let config = parse(text).unwrap();
     assert_eq!(config, expected);
@@ -413,6 +416,7 @@ outage: {grace: 1s, onDenied: revoke, stopAfter: 2s}
 http: {listen: none}
 log: {format: json, level: trace}
 stateDir: /other
+harden: {landlock: none, seccomp: none}
 "#;
     let of_table: Vec<&str> = KEYS.iter().filter(|k| k.change == Change::Restart).map(|k| k.path).collect();
     assert_eq!(old.restart_only_changes(&parse(text).unwrap()), of_table);

@@ -7,9 +7,9 @@
 use super::StartError;
 use crate::config::Config;
 use crate::service::plugin::Plugin;
-use crate::transport::address::{Place, SocketAddress};
+use crate::service::state_file::StateFile;
+use crate::transport::address::{AddressError, Place, SocketAddress};
 use crate::transport::socket::{self, BindError, BoundSocket, Takeover};
-use crate::transport::systemd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,16 +27,26 @@ pub(super) enum Claim {
     Occupied { address: SocketAddress, mode: u32 },
 }
 
+/// Makes the directories that are written to, while that is still possible. Whoever needs one that could not be made says why.
+pub(super) fn prepare(config: &Config, is_activated: bool) {
+    if !is_activated && let Ok(address) = address_of(config) {
+        let _ = socket::prepare_directory(&address, config.listen.mode);
+    }
+    let _ = StateFile::new(&config.state_dir).prepare_directory();
+}
+
+fn address_of(config: &Config) -> Result<SocketAddress, AddressError> {
+    let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    SocketAddress::parse(&config.listen.socket, &base)
+}
+
 /// Binds `listen.socket`, unless the service manager passed a socket or, with `take_over`, somebody listens there.
-///
-/// To be called once, before there are other threads.
-pub(super) fn claim(config: &Config, take_over: bool) -> Result<Claim, StartError> {
-    if let Some(activated) = systemd::activated()? {
+pub(super) fn claim(activated: Option<BoundSocket>, config: &Config, take_over: bool) -> Result<Claim, StartError> {
+    if let Some(activated) = activated {
         tracing::info!(target: "kube_kms::daemon", socket = %activated.address(), "listening on the socket of the service manager");
         return Ok(Claim::Bound(activated));
     }
-    let base = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    let address = SocketAddress::parse(&config.listen.socket, &base)?;
+    let address = address_of(config)?;
     let mode = config.listen.mode;
     match socket::bind(address.clone(), mode, Takeover::Refuse) {
         Ok(bound) => Ok(Claim::Bound(announced(bound, false))),

@@ -1,6 +1,6 @@
 //! The composition root: puts adapters and use cases together and runs them until told to stop.
 //!
-//! Order: configuration → harden → bind the socket → load state → build the KEKs → serve; the first write state comes when
+//! Order: configuration → harden, sandbox → bind the socket → load state → build the KEKs → serve; the first write state comes when
 //! the KMS answers. The socket is bound first because kube-apiserver backs off for up to two minutes from one that is
 //! absent. SPEC: ARCHITECTURE.md "Life of the process".
 
@@ -9,8 +9,10 @@ pub mod keks;
 mod listen;
 pub mod pages;
 pub mod reload;
+pub mod sandbox;
 mod signal;
 
+use crate::config::surroundings::Surroundings;
 use crate::config::{self, Config, ConfigError};
 use crate::core::fault::Fault;
 use crate::core::port::{Clock, Entropy};
@@ -32,6 +34,7 @@ use crate::transport::systemd::{self, ActivationError};
 use harden::HardeningStep;
 use listen::Claim;
 use pages::HealthPages;
+use sandbox::Sandbox;
 use signal::{Signals, Wish};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -97,6 +100,9 @@ pub enum StartError {
     /// The socket that systemd passed cannot be used.
     #[error("the socket that the service manager passed cannot be used")]
     Activation(#[from] ActivationError),
+    /// A restriction that the configuration requires cannot be had.
+    #[error("the process cannot be confined")]
+    Sandbox(#[from] sandbox::Refused),
     /// The runtime or the logging cannot start, or the transport failed.
     #[error("{0}")]
     System(String),
@@ -109,12 +115,16 @@ pub enum StartError {
 pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartError> {
     let config = config::load(&options.config)?;
     // Before there is another thread (the log's is the first): no_new_privs belongs to a thread and is inherited.
-    let hardened = harden_process();
+    let mut hardened = harden_process();
+    // Takes variables from the environment, so it too comes before other threads.
+    let activated = systemd::activated()?;
+    listen::prepare(&config, activated.is_some());
+    let (sandbox, confined) = Sandbox::enter(&config, &options.config, &Surroundings::read())?;
+    hardened.extend(confined);
     let logging = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
     tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
     report(&hardened);
-    // Before there are threads: activation takes variables from the environment.
-    let socket = listen::claim(&config, options.take_over)?;
+    let socket = listen::claim(activated, &config, options.take_over)?;
     let allowed = match &config.listen.allow_uids {
         Some(uids) => AllowedUids::parse(uids.clone())?,
         None => AllowedUids::default(),
@@ -124,13 +134,15 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
         .enable_all()
         .build()
         .map_err(|e| StartError::System(format!("the runtime cannot start: {e}")))?;
-    let served = runtime.block_on(serve(options, config, socket, allowed, &logging, on_ready));
+    let served = runtime.block_on(serve(options, (config, sandbox), socket, allowed, &logging, on_ready));
     // A disk that hangs under a blocking thread must not keep the process.
     runtime.shutdown_timeout(BLOCKING_END);
     served
 }
 
 fn harden_process() -> Vec<HardeningStep> {
+    // rustix asks the kernel once, before Linux 6.4 by a file of /proc that a process which is not dumpable may not open.
+    let _ = rustix::param::page_size();
     let mut steps = harden::harden();
     steps.push(harden::raise_memlock());
     steps.push(harden::raise_nofile());
@@ -148,7 +160,7 @@ fn report(steps: &[HardeningStep]) {
 
 async fn serve(
     options: &Options,
-    config: Config,
+    (config, sandbox): (Config, Sandbox),
     socket: Claim,
     allowed: AllowedUids,
     logging: &Logging,
@@ -188,7 +200,7 @@ async fn serve(
     let endpoint = bound.address().endpoint();
     tokio::spawn(announce(Arc::clone(&plugin), endpoint.clone(), on_ready));
     let mut reloader =
-        reload::Reloader::new(&options.config, config, Arc::clone(&entropy), reloads, logging.level.clone());
+        reload::Reloader::new(&options.config, (config, sandbox), Arc::clone(&entropy), reloads, logging.level.clone());
 
     let (listener, socket_file) = bound.into_parts();
     let incoming =

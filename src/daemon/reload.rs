@@ -2,6 +2,7 @@
 //!
 //! Guarantees: on any failure the old configuration serves on, and the log says why; a reload never interrupts a request.
 
+use super::sandbox::Sandbox;
 use super::{keks, pages};
 use crate::config::{self, Config};
 use crate::core::port::Entropy;
@@ -26,6 +27,7 @@ pub struct Reloader {
     path: PathBuf,
     /// What the process was started with: keys that take a restart stay as they are in it.
     started: Config,
+    sandbox: Sandbox,
     seen: Option<Fingerprint>,
     entropy: Arc<dyn Entropy>,
     queue: mpsc::Sender<Reload>,
@@ -37,12 +39,12 @@ impl Reloader {
     #[must_use]
     pub fn new(
         path: &Path,
-        started: Config,
+        (started, sandbox): (Config, Sandbox),
         entropy: Arc<dyn Entropy>,
         queue: mpsc::Sender<Reload>,
         log_level: LevelHandle,
     ) -> Self {
-        Self { path: path.to_owned(), started, seen: fingerprint(path), entropy, queue, log_level }
+        Self { path: path.to_owned(), started, sandbox, seen: fingerprint(path), entropy, queue, log_level }
     }
 
     /// Returns when the file is another than at the last look. A file that is gone is no change: it may be in the middle
@@ -80,6 +82,10 @@ impl Reloader {
     async fn try_reload(&mut self) -> Result<(), Vec<String>> {
         let new = config::load(&self.path)
             .map_err(|error| error.problems().iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let lacks = self.sandbox.lacks(&new);
+        if !lacks.is_empty() {
+            return Err(lacks);
+        }
         let one = |text: String| vec![text];
         let keks = keks::connect(&new, &self.entropy).await.map_err(|e| {
             one(format!("{e}: {}", std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)))

@@ -11,6 +11,7 @@ use crate::core::uid::Uid;
 use crate::grpc::request_log::RequestLog;
 use crate::grpc::status::status;
 use crate::service::observer::{Observer, Rpc};
+use crate::service::peer::Peer;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,6 +37,11 @@ impl Calls {
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let crowded = in_flight >= limit::CALLS_IN_FLIGHT_MAX;
         Call { calls: self, rpc, began: self.clock.now(), crowded, ended: false }
+    }
+
+    /// Takes note of a connection for which there is no place.
+    pub(super) fn refuse_connection(&self, peer: &Peer) {
+        self.log.no_place(peer.uid, self.clock.now());
     }
 
     /// The status for a peer that is not allowed; nothing of its request has been read.

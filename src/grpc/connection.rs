@@ -14,13 +14,17 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Calls at once on one connection; more wait at the client.
 const STREAMS_MAX: u32 = 200;
 /// Bytes of all headers of a request.
 const HEADERS_MAX: u32 = 16 * 1024;
+/// Until when the preface has to be there: whoever connects and says nothing is not a client.
+const HELLO: Duration = Duration::from_secs(10);
 /// Bytes that a client may send before it is read, for a call and for a connection.
 const WINDOW: u32 = 1 << 20;
 
@@ -39,11 +43,12 @@ where
     let mut stopped = pin!(stop.wait_for(|stop| *stop));
     let shaken = tokio::select! {
         biased;
-        shaken = settings().handshake::<_, Bytes>(stream) => shaken,
+        shaken = timeout(HELLO, settings().handshake::<_, Bytes>(stream)) => shaken,
         // Whoever has not even said hello has no call to lose.
         _ = &mut stopped => return,
     };
-    let Ok(mut connection) = shaken.inspect_err(|error| tracing::debug!(%error, "no HTTP/2 connection")) else {
+    // SECURITY: without a limit, connections that never say hello would use up the file descriptors.
+    let Ok(Ok(mut connection)) = shaken.inspect(|shaken| log_refusal(shaken.as_ref().err())) else {
         return;
     };
     let mut is_stopping = false;
@@ -68,6 +73,12 @@ where
             return;
         }
         give_way().await;
+    }
+}
+
+fn log_refusal(error: Option<&h2::Error>) {
+    if let Some(error) = error {
+        tracing::debug!(%error, "no HTTP/2 connection");
     }
 }
 

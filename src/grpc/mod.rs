@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod call;
 pub mod connection;
+mod crowd;
 pub mod deadline;
 pub mod message;
 pub mod request_log;

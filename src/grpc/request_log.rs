@@ -62,6 +62,12 @@ impl RequestLog {
         }
     }
 
+    /// A connection that was closed because there are too many.
+    pub fn no_place(&self, peer_uid: u32, now: Moment) {
+        let Some(unreported) = self.admit(now) else { return };
+        tracing::warn!(target: "kube_kms::rpc", peer_uid, unreported, "too many connections; one more was closed");
+    }
+
     /// `Some` with the number of lines left out before, when this line may be written.
     fn admit(&self, now: Moment) -> Option<u64> {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);

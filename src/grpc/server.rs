@@ -9,6 +9,7 @@ use crate::core::port::Clock;
 use crate::core::uid::Uid;
 use crate::grpc::call::Calls;
 use crate::grpc::connection;
+use crate::grpc::crowd::Crowd;
 use crate::grpc::deadline::patience;
 use crate::grpc::status::status;
 use crate::grpc::{answer, message};
@@ -64,6 +65,7 @@ impl KmsServer {
     {
         let (stop, stopped) = watch::channel(false);
         let mut open = JoinSet::new();
+        let crowd = Crowd::new();
         let mut shutdown = pin!(shutdown);
         {
             // Dropped at the end of this block: no new connection while the open ones drain.
@@ -74,7 +76,15 @@ impl KmsServer {
                     next = connections.next() => match next {
                         Some(Ok(stream)) => {
                             let peer = stream.connect_info();
-                            open.spawn(connection::serve(stream, self.clone(), peer, stopped.clone()));
+                            let Some(place) = crowd.admit(&peer) else {
+                                self.0.calls.refuse_connection(&peer);
+                                continue;
+                            };
+                            let served = connection::serve(stream, self.clone(), peer, stopped.clone());
+                            open.spawn(async move {
+                                let _place = place;
+                                served.await;
+                            });
                         }
                         Some(Err(error)) => tracing::debug!(%error, "a connection could not be accepted"),
                         None => break,

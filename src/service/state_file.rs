@@ -124,10 +124,16 @@ impl StateFile {
         };
         let mut content = serde_json::to_vec_pretty(&document).map_err(io::Error::other)?;
         content.push(b'\n');
-        if let Some(directory) = self.path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
+        self.prepare_directory()?;
         durable::write(&self.path, &content, Existing::Replace)
+    }
+
+    /// Makes its directory when it is missing.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prepare_directory(&self) -> io::Result<()> {
+        self.path.parent().map_or(Ok(()), std::fs::create_dir_all)
     }
 
     /// Where it is.

@@ -85,8 +85,10 @@ impl PathLock {
     pub(super) fn take(socket: &Path) -> io::Result<Self> {
         let path = beside(socket, ".lock");
         loop {
-            let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            // SECURITY: a link is not followed, and a pipe that somebody put there is not waited for.
+            let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
             let file = File::from(rustix::fs::openat(CWD, &path, flags, Mode::RUSR | Mode::WUSR)?);
+            refuse_a_strangers(&file, &path)?;
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
@@ -101,6 +103,18 @@ impl PathLock {
             }
         }
     }
+}
+
+/// SECURITY: where others may make files (a sticky directory), one could keep a lock of his own for ever, and us from starting.
+fn refuse_a_strangers(lock: &File, path: &Path) -> io::Result<()> {
+    let found = lock.metadata()?;
+    let of_the_directory = path.parent().and_then(|dir| std::fs::metadata(dir).ok()).map(|dir| dir.uid());
+    let ours = [Some(0), Some(rustix::process::geteuid().as_raw()), of_the_directory];
+    if found.is_file() && ours.contains(&Some(found.uid())) {
+        return Ok(());
+    }
+    let what = format!("{} is not our lock file: it belongs to uid {}; remove it", path.display(), found.uid());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
 }
 
 /// Whether both are the same file.
@@ -162,5 +176,29 @@ mod tests {
         assert_eq!(rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK));
         drop(lock);
         rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_a_pipe_a_link_or_a_strangers_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("kms.sock");
+        let lock = beside(&socket, ".lock");
+        let refused = || {
+            let error = PathLock::take(&socket).unwrap_err();
+            std::fs::remove_file(&lock).unwrap();
+            error
+        };
+        rustix::fs::mknodat(CWD, &lock, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert_eq!(refused().kind(), io::ErrorKind::PermissionDenied);
+        let elsewhere = dir.path().join("elsewhere");
+        std::os::unix::fs::symlink(&elsewhere, &lock).unwrap();
+        refused();
+        assert!(!elsewhere.exists(), "the link was not followed");
+        if rustix::process::geteuid().is_root() {
+            File::create_new(&lock).unwrap();
+            std::os::unix::fs::chown(&lock, Some(65_534), None).unwrap();
+            assert!(refused().to_string().contains("uid 65534"));
+        }
+        PathLock::take(&socket).unwrap();
     }
 }

@@ -186,6 +186,15 @@ impl Drop for SocketFile {
     }
 }
 
+/// Makes the directory of a file socket as [`bind`] would, for whoever may not make it later.
+///
+/// # Errors
+/// Those of [`bind`] that are about the directory.
+pub fn prepare_directory(address: &SocketAddress, mode: u32) -> Result<(), BindError> {
+    let Place::File(path) = address.place() else { return Ok(()) };
+    fit_directory(path.parent().unwrap_or(Path::new("/")), mode & PERMISSION_BITS)
+}
+
 /// Binds and listens. `mode` is the permission bits of a file socket, exact whatever the umask is.
 ///
 /// Blocking, for a moment; another instance that is binding the same path is waited for.
@@ -213,11 +222,7 @@ fn bind_file(
     existing: Takeover,
 ) -> Result<(UnixListener, Ours), BindError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    directory::prepare(dir, mode).map_err(|unfit| match unfit {
-        Unfit::NotADirectory => BindError::NotADirectory(dir.to_owned()),
-        Unfit::WorldWritable => BindError::WorldWritableDirectory(dir.to_owned()),
-        Unfit::Io(source) => BindError::System { action: "create or look at", path: dir.to_owned(), source },
-    })?;
+    fit_directory(dir, mode)?;
     let _lock = PathLock::take(path).map_err(failed("lock", path))?;
     if is_socket(path)? {
         let name = SocketAddrUnix::new(path).map_err(|e| failed("name", path)(e.into()))?;
@@ -235,6 +240,14 @@ fn bind_file(
     let (listener, pin) = bind_name(&temporary.0, mode).map_err(failed("bind", &temporary.0))?;
     rustix::fs::renameat(CWD, &temporary.0, CWD, path).map_err(|e| failed("bind", path)(e.into()))?;
     Ok((listener, Ours { path: path.to_owned(), pin }))
+}
+
+fn fit_directory(dir: &Path, mode: u32) -> Result<(), BindError> {
+    directory::prepare(dir, mode).map_err(|unfit| match unfit {
+        Unfit::NotADirectory => BindError::NotADirectory(dir.to_owned()),
+        Unfit::WorldWritable => BindError::WorldWritableDirectory(dir.to_owned()),
+        Unfit::Io(source) => BindError::System { action: "create or look at", path: dir.to_owned(), source },
+    })
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> BindError {

@@ -132,6 +132,8 @@ async fn a_file_with_mistakes_changes_nothing_and_the_log_names_every_one_of_the
 #[tokio::test]
 async fn a_kek_that_cannot_be_used_changes_nothing_and_the_log_says_why() {
     let mut site = Site::local();
+    // Without it, the AWS KEK below would be refused before it is tried; tests/process/sandbox.rs.
+    site.set("harden: {landlock: none}");
     site.set("probe: {interval: 1s, timeout: 500ms}");
     let running = site.start().await;
     let mut client = running.client().await;

@@ -33,12 +33,17 @@ pub const GOAWAY: u8 = 7;
 
 /// Connects, blocking: a unix socket answers at once or not at all.
 pub fn dial(target: &Target) -> std::io::Result<UnixStream> {
-    let stream = match target {
-        Target::File(path) => StdUnixStream::connect(path)?,
-        Target::Abstract(name) => StdUnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?,
-    };
+    let stream = dial_blocking(target)?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
+}
+
+/// As [`dial`], for a client without a runtime.
+pub fn dial_blocking(target: &Target) -> std::io::Result<StdUnixStream> {
+    match target {
+        Target::File(path) => StdUnixStream::connect(path),
+        Target::Abstract(name) => StdUnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?),
+    }
 }
 
 /// One frame as the server sent it.

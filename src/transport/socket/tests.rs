@@ -296,3 +296,30 @@ fn the_listener_does_not_block() {
     let (_dir, address, _path) = place();
     assert_eq!(fresh(&address).unwrap().listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
+
+#[test]
+fn a_symlinked_directory_is_judged_by_where_it_leads_and_a_symlinked_socket_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let real = dir.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let at = |path: &Path| SocketAddress::parse(path.to_str().unwrap(), Path::new("/")).unwrap();
+    std::fs::set_permissions(&real, Permissions::from_mode(0o777)).unwrap();
+    assert!(matches!(fresh(&at(&link.join("s"))), Err(BindError::WorldWritableDirectory(_))));
+    std::fs::set_permissions(&real, Permissions::from_mode(0o700)).unwrap();
+    drop(fresh(&at(&link.join("s"))).unwrap());
+
+    // Whoever follows it would bind, or remove, what is elsewhere.
+    let elsewhere = real.join("elsewhere");
+    let listener = UnixListener::bind(&elsewhere).unwrap();
+    for target in [&elsewhere, &real.join("nothing")] {
+        let planted = real.join("planted");
+        std::os::unix::fs::symlink(target, &planted).unwrap();
+        assert!(matches!(fresh(&at(&planted)), Err(BindError::NotASocket(_))));
+        assert!(std::fs::symlink_metadata(&planted).unwrap().is_symlink());
+        std::fs::remove_file(&planted).unwrap();
+    }
+    drop(listener);
+    assert!(elsewhere.exists() && !real.join("nothing").exists());
+}

@@ -1,0 +1,52 @@
+//! How many connections there are at once, and of whom.
+//!
+//! Guarantees: a crowd of strangers takes no place from those who are allowed, and all together take no more memory and file
+//! descriptors than so many connections do; a place is free again when its connection ends. Refuses to know what a connection
+//! is. SPEC: kube-apiserver has one connection, two for a while during a reload.
+
+use crate::service::peer::Peer;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections of allowed peers at once. Each may hold 1 MiB of unread messages and 200 calls.
+const ALLOWED_MAX: usize = 256;
+/// Connections of others at once: enough to tell each of them that he is refused.
+const STRANGERS_MAX: usize = 64;
+
+/// The places that are left.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    allowed: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Crowd {
+    pub(super) fn new() -> Self {
+        Self { allowed: Arc::new(Semaphore::new(ALLOWED_MAX)), strangers: Arc::new(Semaphore::new(STRANGERS_MAX)) }
+    }
+
+    /// A place for a connection of this peer, to keep as long as it lives; `None` when it has to go.
+    pub(super) fn admit(&self, peer: &Peer) -> Option<OwnedSemaphorePermit> {
+        let places = if peer.allowed { &self.allowed } else { &self.strangers };
+        Arc::clone(places).try_acquire_owned().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(allowed: bool) -> Peer {
+        Peer { uid: 1, pid: None, allowed, session: Arc::default() }
+    }
+
+    #[test]
+    fn strangers_take_no_place_of_those_who_are_allowed_and_a_place_is_free_again() {
+        let crowd = Crowd::new();
+        let mut strangers: Vec<_> = (0..STRANGERS_MAX).map(|_| crowd.admit(&peer(false)).unwrap()).collect();
+        assert!(crowd.admit(&peer(false)).is_none());
+        let _served = crowd.admit(&peer(true)).unwrap();
+        strangers.pop();
+        assert!(crowd.admit(&peer(false)).is_some());
+    }
+}
