@@ -43,6 +43,7 @@ mod rotation_seen;
 mod scenario;
 mod smoke;
 mod snapshot;
+mod soak;
 mod storm;
 mod stuck_log;
 mod support;
