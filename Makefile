@@ -5,7 +5,7 @@ RUN_DIR := $(CURDIR)/.kube-kms
 KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test e2e lint fmt bench deny presubmit clean
+.PHONY: help run build test e2e lint fmt bench soak deny presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,13 @@ fmt: ## Format
 
 bench: ## Benchmark the hot path without gRPC, against the floors of this machine
 	$(CARGO) bench --locked --bench hot_path
+
+# The plugin as it is released; the program that makes its life hard, without the minutes that its optimizing takes.
+soak: ## Ten minutes of bad weather, kill -9 and rotations on the release binary (MINUTES=, SEED=, BINARY=debug|path)
+ifeq ($(BINARY),)
+	$(CARGO) build --locked --release --bin kube-kms
+endif
+	MINUTES=$(MINUTES) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny

@@ -74,14 +74,14 @@ pub struct Circumstances {
     pub blows: Vec<Blow>,
 }
 
-/// Whether a call of this kind may end with this code under these circumstances.
-pub fn excuse(rpc: Rpc, code: Code, circumstances: &Circumstances) -> bool {
+/// Whether a call of this kind may end with this code under these circumstances. `is_lost`: the words are those of the
+/// client's own library, about a connection that it could not make or that ended.
+pub fn excuse(rpc: Rpc, code: Code, is_lost: bool, circumstances: &Circumstances) -> bool {
     let Circumstances { weathers, blows } = circumstances;
     let weather = weathers.iter().any(|w| w.codes().contains(&code));
     blows.iter().any(|blow| match blow {
-        // The connection ends wherever it is; the words are those of the client's own library.
-        Blow::Killed => matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal),
-        Blow::Stopped => matches!(code, Code::Unavailable | Code::Cancelled | Code::Unknown),
+        // Answered by nobody, or in the plugin's words that it is about to end.
+        Blow::Killed | Blow::Stopped => is_lost || code == Code::Unavailable,
         // It says that it has no data key yet, or why not.
         Blow::Starting => code == Code::Unavailable || weather,
         Blow::Frozen => matches!(code, Code::DeadlineExceeded | Code::Cancelled | Code::Unavailable),
@@ -174,12 +174,16 @@ impl Court {
         let (ended, label) = (Instant::now(), self.sky.label());
         let Err(status) = answer else {
             let micros = (ended - began).as_micros() as u64;
-            return self.tally(label, rpc, |t| t.ok.saturating_record(micros.max(1)));
+            return self.tally(label, rpc, |t| {
+                let _ = t.ok.record(micros.max(1));
+            });
         };
         let code = status.code();
         let circumstances =
             Circumstances { weathers: self.sky.over(began, ended), blows: self.blows(node, began, ended) };
-        if excuse(rpc, code, &circumstances) {
+        // A status that came over the wire has no source.
+        let is_lost = std::error::Error::source(status).is_some();
+        if excuse(rpc, code, is_lost, &circumstances) {
             let code = format!("{code:?}");
             self.tally(label, rpc, |t| *t.expected.entry(code).or_default() += 1);
         } else if matches!(code, Code::DeadlineExceeded | Code::Cancelled) && is_overloaded() {
@@ -290,12 +294,13 @@ fn an_error_without_a_cause_is_not_excused_and_a_known_value_fails_in_no_weather
     let outage = Circumstances { weathers: vec![Weather::Refused], blows: vec![] };
     let killed = Circumstances { weathers: vec![], blows: vec![Blow::Killed] };
     for rpc in [Rpc::Status, Rpc::Encrypt, Rpc::Decrypt] {
-        assert!(!excuse(rpc, Code::Unavailable, &calm));
-        assert!(excuse(rpc, Code::Unavailable, &killed));
-        // No outage makes a value damaged, or the plugin broken.
-        assert!(!excuse(rpc, Code::DataLoss, &outage) && !excuse(rpc, Code::DataLoss, &killed));
-        assert!(!excuse(rpc, Code::Internal, &outage));
+        let excused = |code, circumstances| excuse(rpc, code, false, circumstances);
+        assert!(!excused(Code::Unavailable, &calm) && !excuse(rpc, Code::Unknown, true, &calm));
+        assert!(excused(Code::Unavailable, &killed) && excuse(rpc, Code::Unknown, true, &killed));
+        // No outage and no kill makes a value damaged, or the plugin broken.
+        assert!(!excused(Code::DataLoss, &outage) && !excused(Code::DataLoss, &killed));
+        assert!(!excused(Code::Internal, &outage) && !excused(Code::Internal, &killed));
         // From memory: an outage of the KMS is no cause. Only a DEK that is not known needs it.
-        assert_eq!(excuse(rpc, Code::Unavailable, &outage), rpc == Rpc::Decrypt);
+        assert_eq!(excused(Code::Unavailable, &outage), rpc == Rpc::Decrypt);
     }
 }

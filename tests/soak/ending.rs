@@ -294,6 +294,8 @@ impl Run<'_> {
 fn words(line: &str) -> Option<String> {
     let level = ["ERROR", "WARN"].into_iter().find(|level| line.contains(&format!(" {level} ")))?;
     let said = line.split_once(&format!(" {level} "))?.1.trim();
-    let words: Vec<&str> = said.split(' ').take_while(|word| !word.contains('=')).collect();
+    // From the first field, the first name of an AWS operation or the first id on it is another line each time.
+    let own = |word: &&str| !word.contains('=') && !word.starts_with("kms:") && !word.starts_with('(');
+    let words: Vec<&str> = said.split_whitespace().take_while(own).collect();
     Some(format!("{level} {}", words.join(" ")))
 }

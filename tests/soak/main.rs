@@ -1,4 +1,4 @@
-//! `make soak`: the soak as a program of its own. `MINUTES`, `SEED` and `KUBE_KMS_SOAK_BINARY` are read from the environment;
+//! `make soak`: the soak as a program of its own. `MINUTES`, `SEED` and `BINARY` are read from the environment;
 //! the exit status is 0 when every promise held, and 1 otherwise.
 
 #![allow(
@@ -43,7 +43,10 @@ async fn main() -> ExitCode {
     let minutes: f64 = variable("MINUTES").unwrap_or(10.0);
     let seed = variable("SEED")
         .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.subsec_nanos().into()));
-    let binary = variable("KUBE_KMS_SOAK_BINARY").unwrap_or_else(|| support::site::BINARY.to_owned());
+    let binary = variable("BINARY").filter(|binary: &String| binary != "debug");
+    let binary = binary.unwrap_or_else(|| support::site::BINARY.to_owned());
+    // The processes have directories of their own.
+    let binary = std::path::absolute(binary).unwrap().display().to_string();
     let dir = support::skip::target_dir().join("soak").join(seed.to_string());
     std::fs::create_dir_all(&dir).unwrap();
     println!("SEED={seed}, {minutes} minutes of {binary}; ledger, report and logs in {}", dir.display());

@@ -44,13 +44,13 @@ pub struct Plan {
 pub async fn run(plan: &Plan) -> Report {
     let schedule = Schedule::draw(plan.seed, plan.length);
     let mut site = Site::aws_behind_proxy();
+    let cold = site.replica().without_proxy();
     site.set(SETTINGS);
     let second = site.replica();
     let kms = site.kms().clone();
     let sky = Sky::new(kms.clone(), site.proxy().clone());
     let court = Arc::new(Court::new(sky, Ledger::create(&plan.dir.join("ledger.jsonl"))));
     court.rotate(|| current(&kms));
-    let cold = site.replica().without_proxy();
     let nodes = [site, second].into_iter().enumerate();
     let nodes: Vec<_> = nodes.map(|(n, site)| Arc::new(Node::new(n, site, &plan.binary, &court))).collect();
     for node in &nodes {

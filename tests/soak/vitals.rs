@@ -124,21 +124,19 @@ pub fn zombies(pids: &[u32]) -> Vec<String> {
     found
 }
 
-#[cfg(test)]
-fn made_up(rss_growth: u64, fd_every: u64) -> Vec<Sample> {
-    // The first minute grows as a process does that has just started.
-    let sample = |n: u64| Sample {
-        at: Duration::from_secs(n),
-        pid: 1,
-        rss_kib: 20_000 + 100 * n.min(60) + n * rss_growth / 60 + n % 7 * 30,
-        fds: 30 + n % 3 + n.checked_div(fd_every).unwrap_or(0),
-        threads: 8,
-    };
-    (0..300).map(sample).collect()
-}
-
 #[test]
 fn a_leak_of_memory_or_of_descriptors_is_seen_and_a_start_and_unrest_are_not() {
+    fn made_up(rss_growth: u64, fd_every: u64) -> Vec<Sample> {
+        // The first minute grows as a process does that has just started.
+        let sample = |n: u64| Sample {
+            at: Duration::from_secs(n),
+            pid: 1,
+            rss_kib: 20_000 + 100 * n.min(60) + n * rss_growth / 60 + n % 7 * 30,
+            fds: 30 + n % 3 + n.checked_div(fd_every).unwrap_or(0),
+            threads: 8,
+        };
+        (0..300).map(sample).collect()
+    }
     let flat = course(0, &made_up(0, 0)).unwrap();
     assert!(flat.judged && flat.flat, "{flat:?}");
     assert!(!course(0, &made_up(1500, 0)).unwrap().flat, "1.5 MiB a minute");
