@@ -16,6 +16,7 @@ use crate::service::recovery;
 use crate::service::settings::Settings;
 use crate::service::state_file::{Remembered, StateFile};
 use crate::service::write_state::WriteState;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -44,15 +45,24 @@ pub struct Reload {
     pub reply: oneshot::Sender<Result<KeyId, Fault>>,
 }
 
+/// Says whether another process has taken this one's place on this node. Asked when the KEK has rotated; must not block.
+pub type IsDisplaced = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// See the module.
-#[derive(Debug)]
 pub struct Supervisor {
     plugin: Arc<Plugin>,
     state_file: StateFile,
+    is_displaced: IsDisplaced,
     remembered: Remembered,
     record: Record,
     sightings: Sightings,
     observing: bool,
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("remembered", &self.remembered).finish_non_exhaustive()
+    }
 }
 
 impl Supervisor {
@@ -62,11 +72,18 @@ impl Supervisor {
         Self {
             plugin,
             state_file,
+            is_displaced: Box::new(|| false),
             remembered,
             record: Record::default(),
             sightings: Sightings::default(),
             observing: false,
         }
+    }
+
+    /// With a way to know of a successor.
+    #[must_use]
+    pub fn with_successors(self, is_displaced: IsDisplaced) -> Self {
+        Self { is_displaced, ..self }
     }
 
     /// Runs until `reloads` is closed.
@@ -133,6 +150,15 @@ impl Supervisor {
                     "the KMS answers with another KEK version; asking again before it is believed"
                 );
                 self.observing = true;
+                self.succeeded();
+            }
+            // INVARIANT: a key_id that was left is never reported again by this node, and the successor may not have seen the
+            // rotation yet: whoever moves from here to there must not see the key_id go back (tests/process/take_over.rs).
+            Decision::Publish if self.remembered.key_id.is_some() && (self.is_displaced)() => {
+                tracing::info!(
+                    target: "kube_kms::rotation", key_id = %candidate.key_id,
+                    "another instance has taken over; it follows the KEK version, and this one stays as it is until it is stopped"
+                );
                 self.succeeded();
             }
             Decision::RenewDek | Decision::Publish => {
