@@ -49,7 +49,7 @@ soak: ## Ten minutes of bad weather, kill -9 and rotations on the release binary
 ifeq ($(BINARY),)
 	$(CARGO) build --locked --release --bin kube-kms
 endif
-	MINUTES=$(MINUTES) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
+	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny

@@ -28,7 +28,6 @@ mod soak;
 mod support;
 
 use std::process::ExitCode;
-
 #[cfg(not(feature = "aws"))]
 fn main() -> ExitCode {
     eprintln!("the soak needs the feature `aws`");
@@ -40,7 +39,11 @@ fn main() -> ExitCode {
 async fn main() -> ExitCode {
     use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-    let minutes: f64 = variable("MINUTES").unwrap_or(10.0);
+    // A bare `cargo bench` is not meant.
+    let Some(minutes) = variable::<f64>("MINUTES") else {
+        println!("MINUTES is not set, so nothing was done; `make soak` sets it");
+        return ExitCode::SUCCESS;
+    };
     let seed = variable("SEED")
         .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.subsec_nanos().into()));
     let binary = variable("BINARY").filter(|binary: &String| binary != "debug");

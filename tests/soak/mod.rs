@@ -60,8 +60,8 @@ pub async fn run(plan: &Plan) -> Report {
     let stop = Arc::new(AtomicBool::new(false));
     let objects = Arc::new(Objects::default());
     let mut fronts = Vec::new();
-    for node in 0..NODES {
-        fronts.push(Arc::new(Front::new(node, &nodes[node].target(), &court).await));
+    for (n, node) in nodes.iter().enumerate() {
+        fronts.push(Arc::new(Front::new(n, &node.target(), &court).await));
     }
     let clients = begin_clients(plan.seed, &nodes, &fronts, &court, &objects, &stop).await;
     let began = Instant::now();

@@ -48,6 +48,9 @@ pub struct Course {
     pub flat: bool,
 }
 
+/// One of its numbers.
+type Of = fn(&Sample) -> u64;
+
 /// Looks; `None` when there is no such process.
 pub fn look(at: Duration, pid: u32) -> Option<Sample> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -63,7 +66,7 @@ pub fn look(at: Duration, pid: u32) -> Option<Sample> {
 pub fn courses(samples: &[Vec<Sample>; NODES], length: Duration) -> Vec<Course> {
     let of_node = |(node, samples): (usize, &Vec<Sample>)| {
         let steady = |s: &&Sample| is_steady(node, s.at, length) && s.at < length;
-        let pid = samples.iter().filter(steady).next_back()?.pid;
+        let pid = samples.iter().rfind(steady)?.pid;
         let own: Vec<Sample> = samples.iter().filter(steady).filter(|s| s.pid == pid).copied().collect();
         course(node, &own)
     };
@@ -73,8 +76,8 @@ pub fn courses(samples: &[Vec<Sample>; NODES], length: Duration) -> Vec<Course> 
 fn course(node: usize, samples: &[Sample]) -> Option<Course> {
     let judged = samples.get(samples.len() / 4..).filter(|s| s.len() >= 4)?;
     let time = judged[judged.len() - 1].at - judged[0].at;
-    let most = |of: fn(&Sample) -> u64| judged.iter().map(of).max().unwrap_or(0);
-    let (rss, fds): (fn(&Sample) -> u64, fn(&Sample) -> u64) = (|s| s.rss_kib, |s| s.fds);
+    let most = |of: Of| judged.iter().map(of).max().unwrap_or(0);
+    let (rss, fds): (Of, Of) = (|s| s.rss_kib, |s| s.fds);
     let (rss_first, rss_last) = (median(&judged[..judged.len() / 4], rss), median(tail(judged), rss));
     let (fds_first, fds_last) = (median(&judged[..judged.len() / 4], fds), median(tail(judged), fds));
     // The middles of the first and of the last quarter are three quarters of the time apart.
@@ -103,7 +106,7 @@ fn tail(samples: &[Sample]) -> &[Sample] {
     &samples[samples.len() - samples.len() / 4..]
 }
 
-fn median(samples: &[Sample], of: fn(&Sample) -> u64) -> u64 {
+fn median(samples: &[Sample], of: Of) -> u64 {
     let mut all: Vec<u64> = samples.iter().map(of).collect();
     all.sort_unstable();
     all[all.len() / 2]
