@@ -54,6 +54,8 @@ pub struct Supervisor {
     state_file: StateFile,
     is_displaced: IsDisplaced,
     remembered: Remembered,
+    /// What is remembered is not on disk.
+    unsaved: bool,
     record: Record,
     sightings: Sightings,
     observing: bool,
@@ -74,6 +76,7 @@ impl Supervisor {
             state_file,
             is_displaced: Box::new(|| false),
             remembered,
+            unsaved: false,
             record: Record::default(),
             sightings: Sightings::default(),
             observing: false,
@@ -108,6 +111,9 @@ impl Supervisor {
 
     /// One probe and what follows from it.
     async fn round(&mut self) {
+        if self.unsaved {
+            self.save().await;
+        }
         let settings = self.plugin.settings();
         let keks = self.plugin.keks();
         let plugin = Arc::clone(&self.plugin);
@@ -215,20 +221,29 @@ impl Supervisor {
         Ok(())
     }
 
-    /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need.
-    async fn save(&self) {
+    /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need. It is tried
+    /// again with every probe, so that a restart after the disk is back does not go back to an older key_id (tested by
+    /// `a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_back`).
+    async fn save(&mut self) {
         let (file, remembered) = (self.state_file.clone(), self.remembered.clone());
         // fsync may take long; it must not hold up requests on the same thread.
         let saved = tokio::task::spawn_blocking(move || file.save(&remembered)).await;
+        let was_unsaved = std::mem::replace(&mut self.unsaved, !matches!(saved, Ok(Ok(()))));
         let error = match saved {
+            Ok(Ok(())) if was_unsaved => {
+                tracing::info!(target: "kube_kms::state", path = %self.state_file.path().display(), "the state file is written again");
+                return;
+            }
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panic.to_string(),
         };
-        tracing::warn!(
-            target: "kube_kms::state", path = %self.state_file.path().display(), error,
-            "the state file cannot be written; after a restart this node will have forgotten the key_id that it reports"
-        );
+        if !was_unsaved {
+            tracing::warn!(
+                target: "kube_kms::state", path = %self.state_file.path().display(), error,
+                "the state file cannot be written; after a restart this node will have forgotten the key_id that it reports"
+            );
+        }
     }
 
     fn succeeded(&mut self) {

@@ -28,6 +28,7 @@ mod soak;
 mod support;
 
 use std::process::ExitCode;
+
 #[cfg(not(feature = "aws"))]
 fn main() -> ExitCode {
     eprintln!("the soak needs the feature `aws`");
