@@ -99,7 +99,14 @@ impl fmt::Display for Report {
         writeln!(f, "API servers: {written} objects written ({not_written} not), {read} read ({not_read} not)")?;
         let deeds: Vec<_> = self.deeds.iter().map(|(deed, times)| format!("{deed} {times}")).collect();
         writeln!(f, "done to the plugins: {}", deeds.join(", "))?;
-        writeln!(f, "slowest start {} ms; {} calls to the KMS\n", self.slowest_start_ms, self.kms_calls)?;
+        let late = self.late_on_a_busy_machine;
+        let slowest = self.convergence_ms.iter().flatten().max().copied().unwrap_or(0);
+        writeln!(
+            f,
+            "slowest start {} ms; slowest rotation {slowest} ms until both nodes had it",
+            self.slowest_start_ms
+        )?;
+        writeln!(f, "{} calls to the KMS; {late} calls late on a busy machine\n", self.kms_calls)?;
         writeln!(f, "{:<20} {:>5} {:>8}", "weather", "times", "seconds")?;
         for Spell { weather, times, seconds } in &self.weather {
             writeln!(f, "{weather:<20} {times:>5} {seconds:>8.1}")?;

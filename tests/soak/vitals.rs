@@ -146,6 +146,6 @@ fn a_leak_of_memory_or_of_descriptors_is_seen_and_a_start_and_unrest_are_not() {
     let flat = course(0, &made_up(0, 0)).unwrap();
     assert!(flat.judged && flat.flat, "{flat:?}");
     assert!(!course(0, &made_up(1500, 0)).unwrap().flat, "1.5 MiB a minute");
-    assert!(!course(0, &made_up(0, 30)).unwrap().flat, "two descriptors a minute");
+    assert!(!course(0, &made_up(0, 15)).unwrap().flat, "four descriptors a minute");
     assert!(!course(0, &made_up(0, 0)[..60]).unwrap().judged);
 }
