@@ -160,7 +160,7 @@ impl Supervisor {
             }
             // INVARIANT: a key_id that was left is never reported again by this node, and the successor may not have seen the
             // rotation yet: whoever moves from here to there must not see the key_id go back (tests/process/take_over.rs).
-            Decision::Publish if self.remembered.key_id.is_some() && (self.is_displaced)() => {
+            Decision::Publish if self.is_left_to_a_successor(&candidate.key_id) => {
                 tracing::info!(
                     target: "kube_kms::rotation", key_id = %candidate.key_id,
                     "another instance has taken over; it follows the KEK version, and this one stays as it is until it is stopped"
@@ -181,6 +181,11 @@ impl Supervisor {
                 self.failed(&fault, settings);
             }
         }
+    }
+
+    /// Whether reporting this key_id would be a change, and another process is the one to make it.
+    fn is_left_to_a_successor(&self, key_id: &KeyId) -> bool {
+        self.remembered.key_id.as_ref().is_some_and(|current| current != key_id) && (self.is_displaced)()
     }
 
     /// Makes the candidate the write state: wrap its DEK for recovery, remember, then publish.
@@ -317,6 +322,11 @@ impl Supervisor {
         let outcome = match made {
             // What the operator configures is believed at once; only going back to an id that was left is refused.
             Ok(candidate) if self.remembered.left.contains(&candidate.key_id) => Err(Reason::KeyIdRetired.into()),
+            // As with a rotation that a probe has seen: the successor has read the same file, and is the one to follow.
+            Ok(candidate) if self.is_left_to_a_successor(&candidate.key_id) => {
+                let cause = "another instance has taken over and follows the configuration; this one stays as it is";
+                Err(Fault::caused_by(Reason::ShuttingDown, cause))
+            }
             Ok(candidate) => {
                 let key_id = candidate.key_id.clone();
                 self.sightings = Sightings::default().after(&key_id);
