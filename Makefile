@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build image test e2e drill lint fmt bench bench-gate fleet bench-rpc bench-growth counts deny presubmit clean
+.PHONY: help run build image test e2e lint fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny drill presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,12 +91,17 @@ bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs
 	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --bin kube-kms --target-dir target/minimal)
 	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
 
-.PHONY: fuzz
 fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a nightly compiler (installs cargo-fuzz when it is not there)
 	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
 	@for target in tests/fuzz/fuzz_targets/*.rs; do name=$$(basename $$target .rs); mkdir -p tests/fuzz/found/$$name; \
 	  $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$name tests/fuzz/found/$$name tests/fuzz/corpus/$$name -- \
 	  -max_total_time=$(or $(SECONDS),60) || exit 1; done
+# The plugin as it is released; the program that makes its life hard, without the minutes that its optimizing takes.
+soak: ## Ten minutes of bad weather, kill -9 and rotations on the release binary (MINUTES=, SEED=, BINARY=debug|path)
+ifeq ($(BINARY),)
+	$(CARGO) build --locked --release --bin kube-kms
+endif
+	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny

@@ -52,6 +52,7 @@ mod scenario;
 mod security_doc;
 mod smoke;
 mod snapshot;
+mod soak;
 mod storm;
 mod stuck_log;
 mod support;

@@ -29,7 +29,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::transport::accept::Incoming;
 use crate::transport::address::AddressError;
 use crate::transport::peer::{AllowedUids, NobodyAllowed};
-use crate::transport::socket::BindError;
+use crate::transport::socket::{BindError, SocketWatch};
 use crate::transport::systemd::{self, ActivationError};
 use harden::HardeningStep;
 use listen::Claim;
@@ -37,7 +37,7 @@ use pages::HealthPages;
 use sandbox::Sandbox;
 use signal::{Signals, Wish};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle};
@@ -184,7 +184,10 @@ async fn serve(
     };
     let plugin = Arc::new(Plugin::new(parts, remembered.key_id.clone()));
     let (reloads, reload_queue) = mpsc::channel(1);
-    let supervisor = Supervisor::new(Arc::clone(&plugin), state_file, remembered);
+    let path = Arc::new(OnceLock::<SocketWatch>::new());
+    let watched = Arc::clone(&path);
+    let supervisor = Supervisor::new(Arc::clone(&plugin), state_file, remembered)
+        .with_successors(Box::new(move || watched.get().is_some_and(SocketWatch::is_displaced)));
     let mut supervision = tokio::spawn(supervisor.run(reload_queue));
 
     let (stop, stopped) = watch::channel(false);
@@ -203,6 +206,10 @@ async fn serve(
         reload::Reloader::new(&options.config, (config, sandbox), Arc::clone(&entropy), reloads, logging.level.clone());
 
     let (listener, socket_file) = bound.into_parts();
+    // Without a descriptor for it a rotation in the moment of a take-over is not held back; that is no reason not to serve.
+    if let Ok(watch) = socket_file.watch() {
+        let _ = path.set(watch);
+    }
     let incoming =
         Incoming::new(listener, allowed, Arc::clone(&clock)).map_err(|e| StartError::System(e.to_string()))?;
     let server = KmsServer::new(Arc::clone(&plugin), observer, clock);

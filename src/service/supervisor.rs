@@ -16,6 +16,7 @@ use crate::service::recovery;
 use crate::service::settings::Settings;
 use crate::service::state_file::{Remembered, StateFile};
 use crate::service::write_state::WriteState;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -44,15 +45,26 @@ pub struct Reload {
     pub reply: oneshot::Sender<Result<KeyId, Fault>>,
 }
 
+/// Says whether another process has taken this one's place on this node. Asked when the KEK has rotated; must not block.
+pub type IsDisplaced = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// See the module.
-#[derive(Debug)]
 pub struct Supervisor {
     plugin: Arc<Plugin>,
     state_file: StateFile,
+    is_displaced: IsDisplaced,
     remembered: Remembered,
+    /// What is remembered is not on disk.
+    unsaved: bool,
     record: Record,
     sightings: Sightings,
     observing: bool,
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("remembered", &self.remembered).finish_non_exhaustive()
+    }
 }
 
 impl Supervisor {
@@ -62,11 +74,19 @@ impl Supervisor {
         Self {
             plugin,
             state_file,
+            is_displaced: Box::new(|| false),
             remembered,
+            unsaved: false,
             record: Record::default(),
             sightings: Sightings::default(),
             observing: false,
         }
+    }
+
+    /// With a way to know of a successor.
+    #[must_use]
+    pub fn with_successors(self, is_displaced: IsDisplaced) -> Self {
+        Self { is_displaced, ..self }
     }
 
     /// Runs until `reloads` is closed.
@@ -91,6 +111,9 @@ impl Supervisor {
 
     /// One probe and what follows from it.
     async fn round(&mut self) {
+        if self.unsaved {
+            self.save().await;
+        }
         let settings = self.plugin.settings();
         let keks = self.plugin.keks();
         let plugin = Arc::clone(&self.plugin);
@@ -135,6 +158,15 @@ impl Supervisor {
                 self.observing = true;
                 self.succeeded();
             }
+            // INVARIANT: a key_id that was left is never reported again by this node, and the successor may not have seen the
+            // rotation yet: whoever moves from here to there must not see the key_id go back (tests/process/take_over.rs).
+            Decision::Publish if self.is_left_to_a_successor(&candidate.key_id) => {
+                tracing::info!(
+                    target: "kube_kms::rotation", key_id = %candidate.key_id,
+                    "another instance has taken over; it follows the KEK version, and this one stays as it is until it is stopped"
+                );
+                self.succeeded();
+            }
             Decision::RenewDek | Decision::Publish => {
                 self.succeeded();
                 if let Err(fault) = self.adopt(candidate, keks, settings).await {
@@ -149,6 +181,11 @@ impl Supervisor {
                 self.failed(&fault, settings);
             }
         }
+    }
+
+    /// Whether reporting this key_id would be a change, and another process is the one to make it.
+    fn is_left_to_a_successor(&self, key_id: &KeyId) -> bool {
+        self.remembered.key_id.as_ref().is_some_and(|current| current != key_id) && (self.is_displaced)()
     }
 
     /// Makes the candidate the write state: wrap its DEK for recovery, remember, then publish.
@@ -189,20 +226,29 @@ impl Supervisor {
         Ok(())
     }
 
-    /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need.
-    async fn save(&self) {
+    /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need. It is tried
+    /// again with every probe, so that a restart after the disk is back does not go back to an older key_id (tested by
+    /// `a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_back`).
+    async fn save(&mut self) {
         let (file, remembered) = (self.state_file.clone(), self.remembered.clone());
         // fsync may take long; it must not hold up requests on the same thread.
         let saved = tokio::task::spawn_blocking(move || file.save(&remembered)).await;
+        let was_unsaved = std::mem::replace(&mut self.unsaved, !matches!(saved, Ok(Ok(()))));
         let error = match saved {
+            Ok(Ok(())) if was_unsaved => {
+                tracing::info!(target: "kube_kms::state", path = %self.state_file.path().display(), "the state file is written again");
+                return;
+            }
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(panic) => panic.to_string(),
         };
-        tracing::warn!(
-            target: "kube_kms::state", path = %self.state_file.path().display(), error,
-            "the state file cannot be written; after a restart this node will have forgotten the key_id that it reports"
-        );
+        if !was_unsaved {
+            tracing::warn!(
+                target: "kube_kms::state", path = %self.state_file.path().display(), error,
+                "the state file cannot be written; after a restart this node will have forgotten the key_id that it reports"
+            );
+        }
     }
 
     fn succeeded(&mut self) {
@@ -276,6 +322,11 @@ impl Supervisor {
         let outcome = match made {
             // What the operator configures is believed at once; only going back to an id that was left is refused.
             Ok(candidate) if self.remembered.left.contains(&candidate.key_id) => Err(Reason::KeyIdRetired.into()),
+            // As with a rotation that a probe has seen: the successor has read the same file, and is the one to follow.
+            Ok(candidate) if self.is_left_to_a_successor(&candidate.key_id) => {
+                let cause = "another instance has taken over and follows the configuration; this one stays as it is";
+                Err(Fault::caused_by(Reason::ShuttingDown, cause))
+            }
             Ok(candidate) => {
                 let key_id = candidate.key_id.clone();
                 self.sightings = Sightings::default().after(&key_id);

@@ -159,7 +159,33 @@ struct Ours {
     pin: File,
 }
 
+/// A look at a [`SocketFile`]'s path that can be given away.
+#[derive(Debug)]
+pub struct SocketWatch(Option<Ours>);
+
+impl SocketWatch {
+    /// Whether another socket is at the path now: a successor has taken it. False when nothing is there, and for a socket
+    /// that nobody can take over.
+    #[must_use]
+    pub fn is_displaced(&self) -> bool {
+        let Some(ours) = &self.0 else { return false };
+        match (std::fs::symlink_metadata(&ours.path), ours.pin.metadata()) {
+            (Ok(found), Ok(own)) => !directory::same(&found, &own),
+            _ => false,
+        }
+    }
+}
+
 impl SocketFile {
+    /// A look at the path, for whoever has to know when a successor takes it.
+    ///
+    /// # Errors
+    /// When there is no file descriptor left.
+    pub fn watch(&self) -> io::Result<SocketWatch> {
+        let copy = |ours: &Ours| Ok(Ours { path: ours.path.clone(), pin: ours.pin.try_clone()? });
+        self.0.as_ref().map(copy).transpose().map(SocketWatch)
+    }
+
     /// Removes the path when our socket is still there, and says whether it did. Later calls do nothing.
     ///
     /// # Errors

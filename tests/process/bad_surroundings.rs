@@ -1,6 +1,6 @@
 //! What is a help and never a need: the HTTP port, the state file, and the memory of the last run.
 
-use crate::support::site::{Running, Site, sealed, uid};
+use crate::support::site::{ALIAS, Running, Site, sealed, uid};
 use std::net::TcpListener;
 
 async fn serves(running: &Running) -> String {
@@ -66,4 +66,28 @@ async fn a_state_file_that_is_damaged_is_set_aside_with_a_warning_and_it_serves(
         let text = std::fs::read_to_string(site.state_file()).unwrap();
         assert!(text.contains(&key_id), "and a good one is there again: {text}");
     }
+}
+
+/// The KEK rotates while the disk fails. Once the disk is back, a restart must not take the node back to the key_id before.
+#[tokio::test]
+async fn a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_back() {
+    let mut site = Site::aws();
+    site.set("probe: {interval: 1s, timeout: 900ms}");
+    let running = site.start().await;
+    let old = running.until_ok().await;
+    let (state, aside) = (site.dir().join("state"), site.dir().join("aside"));
+    std::fs::rename(&state, &aside).unwrap();
+    std::fs::write(&state, "in the way").unwrap();
+    site.kms().rotate(ALIAS);
+    let moved = running.until_status(|s| s.as_ref().is_ok_and(|s| s.key_id != old)).await.unwrap().key_id;
+    assert!(running.log().contains("the state file cannot be written"));
+    std::fs::remove_file(&state).unwrap();
+    std::fs::rename(&aside, &state).unwrap();
+    running.until_log("the state file is written again").await;
+    running.kill();
+    // Without the KMS it says what it remembers.
+    site.kms().stop();
+    let running = site.spawn();
+    let said = running.until_status(Result::is_ok).await.unwrap();
+    assert_eq!(said.key_id, moved);
 }

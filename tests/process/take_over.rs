@@ -1,9 +1,10 @@
 //! `--take-over`: the path changes hands under load and nobody notices.
 
 use crate::support::fake_kms::{ANY, Failure};
-use crate::support::site::{Running, Site, sealed, uid};
+use crate::support::site::{ALIAS, Running, Site, sealed, uid};
 use crate::support::wire::{GOAWAY, Wire};
 use kube_kms::client::kms::{KmsClient, Target};
+use rustix::process::Signal;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -121,4 +122,30 @@ async fn a_successor_without_a_data_key_takes_the_socket_when_the_running_instan
     assert!(status.healthz.starts_with("starting"), "{status:?}");
     site.kms().heal(ANY);
     new.until_ok().await;
+}
+
+/// Two processes of one node must not seem to be one that goes back: who was connected to the displaced one and comes to a
+/// successor that has not seen the rotation yet would be told of a new key_id and then of the one before.
+#[tokio::test]
+async fn a_displaced_instance_leaves_a_rotation_to_its_successor() {
+    let mut site = Site::aws();
+    site.set("probe: {interval: 1s, timeout: 900ms}");
+    let old = site.start().await;
+    let key_id = old.until_ok().await;
+    let mut on_the_old_one = old.client().await;
+    on_the_old_one.status().await.unwrap();
+    let new = successor(&site).await;
+    new.signal(Signal::STOP);
+    site.kms().rotate(ALIAS);
+    old.until_log("another instance has taken over; it follows the KEK version").await;
+    // Nor does a reload bring it: a take-over often comes with a new configuration, which it reads as well.
+    old.signal(Signal::HUP);
+    old.until_log("another instance has taken over and follows the configuration").await;
+    assert_eq!(on_the_old_one.status().await.unwrap().key_id, key_id);
+    new.signal(Signal::CONT);
+    new.until_status(|s| s.as_ref().is_ok_and(|s| s.key_id != key_id)).await.unwrap();
+    // What it cannot report it can still read.
+    let (seed, answer) = sealed(&mut new.client().await).await;
+    assert_eq!(on_the_old_one.decrypt(answer, uid()).await.unwrap().plaintext, seed);
+    assert!(old.stop().await.success());
 }

@@ -222,6 +222,20 @@ fn a_path_that_a_successor_took_is_left_alone() {
 }
 
 #[test]
+fn whoever_watches_sees_a_successor_take_the_path_and_nothing_else() {
+    let (_dir, address, path) = place();
+    let (listener, file) = fresh(&address).unwrap().into_parts();
+    let watch = file.watch().unwrap();
+    assert!(!watch.is_displaced());
+    std::fs::remove_file(&path).unwrap();
+    assert!(!watch.is_displaced(), "nobody has taken it");
+    drop(listener);
+    let (_listener, second) = fresh(&address).unwrap().into_parts();
+    assert!(watch.is_displaced() && !second.watch().unwrap().is_displaced());
+    assert!(!SocketFile(None).watch().unwrap().is_displaced(), "it cannot be taken over");
+}
+
+#[test]
 fn of_two_that_bind_at_once_exactly_one_wins() {
     for stale in [false, true] {
         for _ in 0..20 {
