@@ -3,6 +3,7 @@
 //! One file per command. Secrets never come in by argument: only by file or by the environment of a KMS's own SDK.
 
 pub mod check;
+pub mod config_reference;
 pub mod conformance;
 pub mod exit;
 pub mod keyring;
@@ -42,6 +43,8 @@ enum Command {
     Probe(probe::Arguments),
     /// Check a plugin against the conformance list, item by item, through its socket
     Conformance(conformance::Arguments),
+    /// Print every key of the configuration: default, bounds, what it does
+    ConfigReference(config_reference::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
@@ -81,6 +84,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::ConfigReference(arguments) => config_reference::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Manifests(arguments) => manifests::run(&arguments),
         Command::Completions { shell } => {
