@@ -8,10 +8,11 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build image test e2e lint fmt bench deny presubmit clean
+.PHONY: help run build image test e2e drill lint fmt bench bench-rpc bench-growth counts deny presubmit clean
+.PHONY: help run build test e2e lint fmt bench counts deny presubmit clean
 
 help: ## Say what there is
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(KUBE_KMS) $(RUN_DIR)/config.yaml $(RUN_DIR)/keyring.json ## Serve on the embedded `local` KEK under ./.kube-kms and say what to do next
 	@$(KUBE_KMS) serve --config $(RUN_DIR)/config.yaml --print-setup
@@ -51,9 +52,11 @@ lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
+	$(CARGO) clippy --locked --features bench-servers --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@if command -v go > /dev/null; then cd tests/apiserver && test -z "$$(gofmt -l . | tee /dev/stderr)" && export CGO_ENABLED=0 && (cd driver && go vet . && \
 	  go vet -modfile=old.mod .) && cd extension && go vet .; else echo "no Go: tests/apiserver is not linted"; fi
+	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && test -z "$$(gofmt -l . | tee /dev/stderr)" && CGO_ENABLED=0 go vet .; fi
 
 fmt: ## Format
 	$(CARGO) fmt --all
@@ -61,9 +64,27 @@ fmt: ## Format
 bench: ## Benchmark the hot path without gRPC, against the floors of this machine
 	$(CARGO) bench --locked --bench hot_path
 
+counts: build ## Count instructions, allocations and writes per request; BLESS=1 records them (installs valgrind when it is not there)
+	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
+	PYTHONDONTWRITEBYTECODE=1 python3 benches/counts.py target/release/kube-kms $(if $(BLESS),--bless)
+bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes; QUICK=1: 2)
+	$(CARGO) build --locked --release --bin kube-kms
+	$(CARGO) build --locked --release --features bench-servers --bin bench-rpc
+	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && CGO_ENABLED=0 go build -o $(CURDIR)/target/bench-grpc-go .; \
+	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
+	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
+
+bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter)
+	$(CARGO) build --locked --release --bin kube-kms
+	$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through
+	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick)
+
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources
+
+drill: $(KUBE_KMS) ## Rehearse a key rotation in a sandbox, on the `local` KEK, and test every claim of it (about a minute)
+	@$(KUBE_KMS) drill rehearse
 
 presubmit: lint test ## What a change must pass; ends with a clean tree
 	@git diff --exit-code --stat

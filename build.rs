@@ -3,6 +3,7 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/kms_v2.proto");
     println!("cargo:rerun-if-changed=proto/kms_v2_object.proto");
+    println!("cargo:rerun-if-changed=proto/etcd_rpc.proto");
     let descriptors = protox::compile(["kms_v2.proto", "kms_v2_object.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .codec_path("crate::api::codec::SmallCodec")
@@ -13,5 +14,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .type_attribute("v2.DecryptResponse", "#[derive(::zeroize::ZeroizeOnDrop, ::zeroize::Zeroize)]")
         .skip_debug(["v2.EncryptRequest", "v2.DecryptResponse"])
         .compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        // Keys and values are parts of the page that they came in, not copies.
+        .bytes(".")
+        // SECURITY: this one carries a password.
+        .type_attribute("etcdserverpb.AuthenticateRequest", "#[derive(::zeroize::ZeroizeOnDrop, ::zeroize::Zeroize)]")
+        .skip_debug(["etcdserverpb.AuthenticateRequest", "etcdserverpb.AuthenticateResponse"])
+        .compile_fds(protox::compile(["etcd_rpc.proto"], ["proto"])?)?;
     Ok(())
 }

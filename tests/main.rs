@@ -21,6 +21,7 @@
 
 mod apiserver_simulator;
 mod architecture;
+mod bench_command;
 mod canary;
 mod cli;
 mod conformance_command;
@@ -32,8 +33,10 @@ mod contract_outage;
 mod contract_status;
 mod contract_transport;
 mod dek_life;
+mod drill;
 mod fake_kms_is_honest;
 mod fault;
+mod inspect;
 mod judge;
 mod kek_conformance;
 mod manifests;
@@ -41,6 +44,7 @@ mod process;
 mod properties;
 mod recovery;
 mod rotation_seen;
+mod scan;
 mod scenario;
 mod smoke;
 mod snapshot;

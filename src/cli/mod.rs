@@ -2,14 +2,19 @@
 //!
 //! One file per command. Secrets never come in by argument: only by file or by the environment of a KMS's own SDK.
 
+pub mod bench;
 pub mod check;
 pub mod config_reference;
 pub mod conformance;
+mod drill;
+pub mod etcd_access;
 pub mod exit;
+pub mod inspect;
 pub mod keyring;
 pub mod manifests;
 pub mod output;
 pub mod probe;
+pub mod scan;
 pub mod serve;
 
 use crate::client::kms::Target;
@@ -43,12 +48,20 @@ enum Command {
     Probe(probe::Arguments),
     /// Check a plugin against the conformance list, item by item, through its socket
     Conformance(conformance::Arguments),
+    /// Walk a whole key rotation, and test every claim of it
+    Drill(drill::Arguments),
+    /// Put load on a plugin and print latencies, failures and what each call costs
+    Bench(bench::Arguments),
     /// Print every key of the configuration: default, bounds, what it does
     ConfigReference(config_reference::Arguments),
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
     Manifests(manifests::Arguments),
+    /// Say which keys are in use in etcd, and whether the old ones may be retired
+    Scan(scan::Arguments),
+    /// Decode one stored value, field by field, and say whether it opens
+    Inspect(inspect::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -84,9 +97,13 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Drill(arguments) => drill::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::ConfigReference(arguments) => config_reference::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Manifests(arguments) => manifests::run(&arguments),
+        Command::Scan(arguments) => scan::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);

@@ -4,4 +4,5 @@ pub mod apiserver;
 pub mod conformance;
 pub mod kms;
 pub mod limit;
+pub mod load;
 pub mod plugin;

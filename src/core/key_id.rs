@@ -8,6 +8,7 @@ use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekVersion;
 use crate::core::limit;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::fmt;
 
 /// Separates this hash from every other use of SHA-256 in the format.
@@ -57,19 +58,25 @@ impl KeyId {
         format!("sha256:{}", hex::encode(Sha256::digest(self.0.as_bytes())))
     }
 
+    /// Safe in a log line: our own ids as they are, anything else as its hash.
+    #[must_use]
+    pub fn loggable(&self) -> Cow<'_, str> {
+        if self.is_ours() { Cow::Borrowed(&self.0) } else { Cow::Owned(self.metric_hash()) }
+    }
+
     /// Whether the id has the shape of those that [`KeyId::derive`] makes.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         self.0.strip_prefix("k1-").is_some_and(|rest| {
-            rest.len() == DIGITS && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            let is_digit = |b: u8| b.is_ascii_digit() | (b'a'..=b'f').contains(&b);
+            rest.len() == DIGITS && rest.bytes().fold(true, |all, b| all & is_digit(b))
         })
     }
 }
 
-/// Safe in a log line: our own ids as they are, anything else as its hash.
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_ours() { f.write_str(&self.0) } else { f.write_str(&self.metric_hash()) }
+        f.write_str(&self.loggable())
     }
 }
 

@@ -24,6 +24,13 @@ impl Uid {
         Self(text.bytes().take(KEPT).map(|b| if is_plain(b) { char::from(b) } else { '?' }).collect())
     }
 
+    /// The same, without a copy of a text that is safe already.
+    #[must_use]
+    pub fn take(text: String) -> Self {
+        let is_safe = !text.is_empty() && text.len() <= KEPT && text.bytes().fold(true, |all, b| all & is_plain(b));
+        if is_safe { Self(text) } else { Self::parse(&text) }
+    }
+
     /// The safe text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -32,7 +39,7 @@ impl Uid {
 }
 
 const fn is_plain(b: u8) -> bool {
-    b.is_ascii_graphic() && b != b'"' && b != b'\\'
+    b.is_ascii_graphic() & (b != b'"') & (b != b'\\')
 }
 
 impl fmt::Display for Uid {
@@ -58,5 +65,8 @@ mod tests {
         assert_eq!(Uid::parse("a\nlevel=error \"x\"\u{1b}[2J").as_str(), "a?level=error??x??[2J");
         assert_eq!(Uid::parse(&"x".repeat(500)).as_str().len(), KEPT);
         assert_eq!(Uid::parse("ü").as_str(), "??");
+        for text in ["", "-", "a b", "8b4c3a0e-6f4f-4c89-9b53-5a1f0f5f1234", &"x".repeat(500)] {
+            assert_eq!(Uid::take(text.to_owned()), Uid::parse(text));
+        }
     }
 }

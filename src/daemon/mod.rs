@@ -58,9 +58,6 @@ const BLOCKING_END: Duration = Duration::from_secs(1);
 /// How often the announcement looks for the first write state.
 const ANNOUNCE_LOOK: Duration = Duration::from_millis(50);
 
-/// How serving ended.
-type Served = Result<(), tonic::transport::Error>;
-
 /// Told once, when the first write state is there.
 pub type OnReady = Box<dyn FnOnce(&Ready) + Send>;
 
@@ -217,19 +214,15 @@ async fn serve(
     plugin.wipe();
     drop(socket_file);
     tracing::info!(target: "kube_kms::daemon", "stopped");
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(StartError::System(format!("the transport failed: {error}"))),
-        Err(error) => Err(StartError::System(format!("the server failed: {error}"))),
-    }
+    ended.map_err(|error| StartError::System(format!("the server failed: {error}")))
 }
 
 /// No new connections, GOAWAY on the others, and running calls end, within [`DRAIN`] or until a second signal.
 async fn drain(
     stop: &watch::Sender<bool>,
-    mut serving: JoinHandle<Served>,
+    mut serving: JoinHandle<()>,
     signals: &mut Signals,
-) -> Result<Served, JoinError> {
+) -> Result<(), JoinError> {
     tracing::info!(
         target: "kube_kms::daemon", limit_secs = DRAIN.as_secs(), "stopping: no new connections, running calls end"
     );
@@ -241,8 +234,8 @@ async fn drain(
     loop {
         tokio::select! {
             ended = &mut serving => return ended,
-            () = &mut deadline => return Ok(Ok(())),
-            wish = signals.next() => if wish == Wish::Stop { return Ok(Ok(())) },
+            () = &mut deadline => return Ok(()),
+            wish = signals.next() => if wish == Wish::Stop { return Ok(()) },
         }
     }
 }

@@ -3,5 +3,14 @@
 //! Guarantees: nothing is ever written; no value is decrypted; memory does not grow with the size of the values.
 //! Refuses to know who prints the result.
 
+pub mod access;
+pub mod census;
+pub mod client;
 pub mod record;
+pub mod resource;
+pub mod rpc;
+pub mod scan;
 pub mod snapshot;
+pub mod tally;
+pub mod value;
+pub mod verdict;

@@ -1,12 +1,13 @@
 //! How long a caller waits: `grpc-timeout`, and our own limit.
 //!
-//! tonic ends a call at its deadline with CANCELLED, which says nothing; we answer a little earlier with a reason.
+//! A caller gives up at its deadline and learns nothing; we answer a little earlier with a reason.
 //! SPEC: gRPC over HTTP/2, "Timeout"; kube-apiserver sends 3 s by default.
 
 use crate::core::limit;
+use http::{HeaderMap, HeaderName};
 use std::time::Duration;
-use tonic::metadata::MetadataMap;
 
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The share of the deadline that is kept for the answer, within bounds.
 const MARGIN_SHARE: u32 = 10;
 const MARGIN_MIN: Duration = Duration::from_millis(5);
@@ -14,8 +15,8 @@ const MARGIN_MAX: Duration = Duration::from_millis(250);
 
 /// How long this call may take here: the caller's deadline less a margin, at most our own limit.
 #[must_use]
-pub fn patience(metadata: &MetadataMap) -> Duration {
-    let asked = metadata.get("grpc-timeout").and_then(|v| v.to_str().ok()).and_then(parse);
+pub fn patience(headers: &HeaderMap) -> Duration {
+    let asked = headers.get(GRPC_TIMEOUT).and_then(|v| v.to_str().ok()).and_then(parse);
     let longest = Duration::from_millis(limit::CALL_DEADLINE_MAX_MS);
     let total = asked.unwrap_or(Duration::from_millis(limit::CALL_DEADLINE_DEFAULT_MS)).min(longest);
     let margin = total.checked_div(MARGIN_SHARE).unwrap_or_default().clamp(MARGIN_MIN, MARGIN_MAX);
@@ -46,11 +47,11 @@ mod tests {
     use super::*;
 
     fn of(value: Option<&str>) -> Duration {
-        let mut metadata = MetadataMap::new();
+        let mut headers = HeaderMap::new();
         if let Some(value) = value {
-            metadata.insert("grpc-timeout", value.parse().unwrap());
+            headers.insert(GRPC_TIMEOUT, value.parse().unwrap());
         }
-        patience(&metadata)
+        patience(&headers)
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! end (malformed and refused requests) are limited to a few per second; how many were left out is said.
 
 use crate::core::fault::{Class, Fault};
+use crate::core::key_id::KeyId;
 use crate::core::port::Moment;
 use crate::core::uid::Uid;
 use crate::service::observer::Rpc;
-use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,12 +30,17 @@ struct Window {
 
 impl RequestLog {
     /// A request that was served. `detail` says how: for Decrypt, where the DEK came from.
-    pub fn served(&self, rpc: Rpc, uid: &Uid, key_id: &dyn Display, detail: &'static str, elapsed: Duration) {
-        let elapsed_us = microseconds(elapsed);
-        if rpc == Rpc::Status {
-            tracing::debug!(target: "kube_kms::rpc", rpc = rpc.label(), outcome = "ok", %key_id, healthz = detail, elapsed_us, "served");
+    // Out of line, so that a profile names it (`make counts`).
+    #[inline(never)]
+    pub fn served(&self, rpc: Rpc, uid: &Uid, key_id: &KeyId, detail: &'static str, elapsed: Duration) {
+        let (rpc, elapsed_us) = (rpc.label(), microseconds(elapsed));
+        // Texts and numbers, not things to display: a line of them is written without an allocation for each.
+        if rpc == Rpc::Status.label() {
+            let key_id = &*key_id.loggable();
+            tracing::debug!(target: "kube_kms::rpc", rpc, outcome = "ok", key_id, healthz = detail, elapsed_us, "served");
         } else {
-            tracing::info!(target: "kube_kms::rpc", rpc = rpc.label(), %uid, outcome = "ok", %key_id, dek = detail, elapsed_us, "served");
+            let (uid, key_id) = (uid.as_str(), &*key_id.loggable());
+            tracing::info!(target: "kube_kms::rpc", rpc, uid, outcome = "ok", key_id, dek = detail, elapsed_us, "served");
         }
     }
 

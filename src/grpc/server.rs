@@ -1,32 +1,40 @@
-//! The server: admission, deadline, conversion, and then the use case.
+//! The server: accepts connections, refuses strangers, and answers the three RPCs.
 //!
-//! Guarantees: at most so many calls at once, the rest is refused and not queued without end; every call ends before its
-//! caller's deadline with a reason; a peer that is not allowed is refused before its message is read.
+//! Guarantees: every call ends before its caller's deadline with a reason, also one whose message never comes; a peer that is not
+//! allowed is refused before its message is read; a caller that goes away takes its call along.
 
-use crate::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
-use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use crate::api::v2::{DecryptRequest, EncryptRequest};
 use crate::core::fault::{Fault, Reason};
-use crate::core::limit;
-use crate::core::port::{Clock, Moment};
+use crate::core::port::Clock;
 use crate::core::uid::Uid;
+use crate::grpc::call::Calls;
+use crate::grpc::connection;
 use crate::grpc::deadline::patience;
-use crate::grpc::request_log::RequestLog;
 use crate::grpc::status::status;
+use crate::grpc::{answer, message};
 use crate::service::decrypt::DecryptInput;
 use crate::service::observer::{Observer, Rpc};
 use crate::service::peer::{Peer, Session};
 use crate::service::plugin::Plugin;
-use std::fmt::Display;
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::request::Parts;
+use http::{HeaderMap, Request};
+use prost::Message;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_stream::Stream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
 use tonic::transport::server::Connected;
-use tonic::{Request, Response, Status};
 
-/// The API version that Status reports. SPEC: kube-apiserver pins the first answer for its life.
-pub const API_VERSION: &str = "v2";
+pub use crate::grpc::answer::API_VERSION;
 
 /// Serves KMS v2 over the plugin.
 #[derive(Clone, Debug)]
@@ -35,98 +43,122 @@ pub struct KmsServer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     plugin: Arc<Plugin>,
-    observer: Arc<dyn Observer>,
-    clock: Arc<dyn Clock>,
-    log: RequestLog,
-    in_flight: AtomicUsize,
+    calls: Calls,
 }
 
 impl KmsServer {
     /// A server over this plugin.
     #[must_use]
     pub fn new(plugin: Arc<Plugin>, observer: Arc<dyn Observer>, clock: Arc<dyn Clock>) -> Self {
-        let in_flight = AtomicUsize::new(0);
-        Self(Arc::new(Shared { plugin, observer, clock, log: RequestLog::default(), in_flight }))
+        Self(Arc::new(Shared { plugin, calls: Calls::new(observer, clock) }))
     }
 
-    /// Serves these connections until `shutdown`, then sends GOAWAY and lets running calls end.
-    ///
-    /// # Errors
-    /// When the transport fails as a whole; a connection that fails ends alone.
+    /// Serves these connections until `shutdown`, then sends GOAWAY and lets running calls end. A connection that fails ends alone.
     ///
     /// # Cancel safety
     /// Dropping the future drops every connection.
-    pub async fn serve<I, C>(
-        self,
-        connections: I,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), tonic::transport::Error>
+    pub async fn serve<I, C>(self, connections: I, shutdown: impl Future<Output = ()>)
     where
         I: Stream<Item = io::Result<C>>,
         C: AsyncRead + AsyncWrite + Connected<ConnectInfo = Peer> + Unpin + Send + 'static,
     {
-        let judge = self.clone();
-        let service = KeyManagementServiceServer::with_interceptor(self, move |request: Request<()>| {
-            judge.refuse_strangers(request)
-        });
-        tonic::transport::Server::builder()
-            .add_service(service)
-            .serve_with_incoming_shutdown(connections, shutdown)
-            .await
-    }
-
-    /// SECURITY: runs before the message is read, so a stranger gets nothing decoded.
-    fn refuse_strangers(&self, request: Request<()>) -> Result<Request<()>, Status> {
-        if request.extensions().get::<Peer>().is_some_and(|peer| peer.allowed) {
-            return Ok(request);
-        }
-        let (fault, uid) = (Fault::new(Reason::PeerUid), Uid::parse(""));
-        self.0.log.failed(Rpc::Status, &uid, &fault, std::time::Duration::ZERO, self.0.clock.now());
-        Err(status(&fault, &uid))
-    }
-}
-
-#[tonic::async_trait]
-impl KeyManagementService for KmsServer {
-    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let (call, uid) = (self.0.begin(Rpc::Status), Uid::parse(""));
-        match session(&request).map_or_else(|| self.0.plugin.status(), |s| s.status(&self.0.plugin)) {
-            Ok(answer) => {
-                let detail = if answer.healthz == "ok" { "ok" } else { "not ok" };
-                call.served(&uid, &answer.key_id, detail);
-                let key_id = answer.key_id.as_str().to_owned();
-                Ok(Response::new(StatusResponse { version: API_VERSION.to_owned(), healthz: answer.healthz, key_id }))
+        let (stop, stopped) = watch::channel(false);
+        let mut open = JoinSet::new();
+        let mut shutdown = pin!(shutdown);
+        {
+            // Dropped at the end of this block: no new connection while the open ones drain.
+            let mut connections = pin!(connections);
+            loop {
+                tokio::select! {
+                    () = &mut shutdown => break,
+                    next = connections.next() => match next {
+                        Some(Ok(stream)) => {
+                            let peer = stream.connect_info();
+                            open.spawn(connection::serve(stream, self.clone(), peer, stopped.clone()));
+                        }
+                        Some(Err(error)) => tracing::debug!(%error, "a connection could not be accepted"),
+                        None => break,
+                    },
+                    Some(_) = open.join_next(), if !open.is_empty() => {}
+                }
             }
-            Err(fault) => Err(call.failed(&uid, &fault)),
+        }
+        // Nobody listens any more when there is no connection.
+        let _ = stop.send(true);
+        while open.join_next().await.is_some() {}
+    }
+
+    /// Answers one request of this peer, unless it goes away before.
+    pub(super) async fn respond(self, peer: Arc<Peer>, request: Request<RecvStream>, mut to: SendResponse<Bytes>) {
+        let (head, mut body) = request.into_parts();
+        let answer = {
+            let mut answer = pin!(self.answer(&peer, &head, &mut body));
+            poll_fn(|cx| match answer.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                // The call is dropped and counted as cancelled.
+                Poll::Pending => to.poll_reset(cx).map(|_| None),
+            })
+            .await
+        };
+        if let Some(answer) = answer
+            && let Err(error) = message::send(&mut to, answer)
+        {
+            tracing::debug!(%error, "nobody waits for this answer any more");
         }
     }
 
-    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        let call = self.0.begin(Rpc::Encrypt);
-        let message = request.get_ref();
-        let uid = Uid::parse(&message.uid);
-        let seal = || match session(&request) {
-            Some(session) => session.encrypt(&self.0.plugin, &message.plaintext),
-            None => self.0.plugin.encrypt(&message.plaintext),
+    async fn answer(&self, peer: &Peer, head: &Parts, body: &mut RecvStream) -> Result<Bytes, Status> {
+        // SECURITY: before the message is read, so a stranger gets nothing decoded.
+        if !peer.allowed {
+            return Err(self.0.calls.refuse_stranger());
+        }
+        let rpc = match head.uri.path() {
+            "/v2.KeyManagementService/Status" => Rpc::Status,
+            "/v2.KeyManagementService/Encrypt" => Rpc::Encrypt,
+            "/v2.KeyManagementService/Decrypt" => Rpc::Decrypt,
+            _ => return Err(Status::unimplemented("KMS v2 has the methods Status, Encrypt and Decrypt")),
         };
-        match call.admitted().and_then(|()| seal()) {
+        let message = read_in_time(body, &head.headers).await?;
+        match rpc {
+            Rpc::Status => self.status(&peer.session),
+            Rpc::Encrypt => self.encrypt(&peer.session, message),
+            // Apart, because it is large: it may wait for a KMS, and the others' memory need not have room for that.
+            Rpc::Decrypt => Box::pin(self.decrypt(&head.headers, message)).await,
+        }
+    }
+
+    fn status(&self, session: &Session) -> Result<Bytes, Status> {
+        let call = self.0.calls.begin(Rpc::Status);
+        let uid = Uid::parse("");
+        let published = session.status(&self.0.plugin);
+        match published.status_encoded(answer::status) {
+            Ok((answer, encoded)) => {
+                call.served(&uid, &answer.key_id, if answer.healthz == "ok" { "ok" } else { "not ok" });
+                Ok(encoded)
+            }
+            Err(fault) => Err(call.failed(&uid, fault)),
+        }
+    }
+
+    fn encrypt(&self, session: &Session, message: Bytes) -> Result<Bytes, Status> {
+        let mut request = decoded::<EncryptRequest>(message)?;
+        let call = self.0.calls.begin(Rpc::Encrypt);
+        let uid = Uid::take(std::mem::take(&mut request.uid));
+        match call.admitted().and_then(|()| session.encrypt(&self.0.plugin, &request.plaintext)) {
             Ok(encrypted) => {
                 call.served(&uid, encrypted.write.key_id(), "write-state");
-                Ok(Response::new(EncryptResponse {
-                    ciphertext: encrypted.ciphertext,
-                    key_id: encrypted.write.key_id().as_str().to_owned(),
-                    annotations: encrypted.write.annotations().all().clone(),
-                }))
+                Ok(answer::encrypted(encrypted))
             }
             Err(fault) => Err(call.failed(&uid, &fault)),
         }
     }
 
-    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let call = self.0.begin(Rpc::Decrypt);
-        let patience = patience(request.metadata());
-        let DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
-        let uid = Uid::parse(&uid);
+    async fn decrypt(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
+        let request = decoded::<DecryptRequest>(message)?;
+        let call = self.0.calls.begin(Rpc::Decrypt);
+        let patience = patience(headers);
+        let DecryptRequest { ciphertext, uid, key_id, annotations } = request;
+        let uid = Uid::take(uid);
         if let Err(fault) = call.admitted() {
             return Err(call.failed(&uid, &fault));
         }
@@ -134,72 +166,26 @@ impl KeyManagementService for KmsServer {
         match self.0.plugin.decrypt(input).await {
             Ok(mut opened) => {
                 call.served(&uid, &opened.key_id, opened.source.label());
-                // Moved, not copied: DecryptResponse wipes it when it has been encoded.
-                Ok(Response::new(DecryptResponse { plaintext: std::mem::take(&mut *opened.plaintext) }))
+                // Moved, not copied: the message wipes it when it has been encoded.
+                Ok(answer::decrypted(std::mem::take(&mut *opened.plaintext)))
             }
             Err(fault) => Err(call.failed(&uid, &fault)),
         }
     }
 }
 
-/// What the connection of this request was told.
-fn session<T>(request: &Request<T>) -> Option<&Session> {
-    request.extensions().get::<Peer>().map(|peer| &*peer.session)
-}
-
-impl Shared {
-    fn begin(&self, rpc: Rpc) -> Call<'_> {
-        self.observer.rpc_in_flight(rpc, 1);
-        let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Call {
-            shared: self,
-            rpc,
-            began: self.clock.now(),
-            crowded: in_flight >= limit::CALLS_IN_FLIGHT_MAX,
-            ended: false,
-        }
+/// Reads the message; what has arrived already costs no timer.
+async fn read_in_time(body: &mut RecvStream, headers: &HeaderMap) -> Result<Bytes, Status> {
+    let mut message = pin!(message::read(body, headers));
+    if let Poll::Ready(message) = poll_fn(|cx| Poll::Ready(message.as_mut().poll(cx))).await {
+        return message;
+    }
+    match tokio::time::timeout(patience(headers), message).await {
+        Ok(message) => message,
+        Err(_) => Err(status(&Fault::new(Reason::Deadline), &Uid::parse(""))),
     }
 }
 
-/// One call in flight. Dropped without an end it was cancelled, which is counted as `deadline`.
-struct Call<'a> {
-    shared: &'a Shared,
-    rpc: Rpc,
-    began: Moment,
-    crowded: bool,
-    ended: bool,
-}
-
-impl Call<'_> {
-    fn admitted(&self) -> Result<(), Fault> {
-        if self.crowded { Err(Reason::Overloaded.into()) } else { Ok(()) }
-    }
-
-    fn served(mut self, uid: &Uid, key_id: &dyn Display, detail: &'static str) {
-        let elapsed = self.end(Ok(()));
-        self.shared.log.served(self.rpc, uid, key_id, detail, elapsed);
-    }
-
-    fn failed(mut self, uid: &Uid, fault: &Fault) -> Status {
-        let elapsed = self.end(Err(fault.reason()));
-        self.shared.log.failed(self.rpc, uid, fault, elapsed, self.shared.clock.now());
-        status(fault, uid)
-    }
-
-    fn end(&mut self, outcome: Result<(), Reason>) -> std::time::Duration {
-        let elapsed = self.shared.clock.now().since(self.began);
-        self.shared.observer.rpc(self.rpc, outcome, elapsed);
-        self.ended = true;
-        elapsed
-    }
-}
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.end(Err(Reason::Deadline));
-        }
-        self.shared.observer.rpc_in_flight(self.rpc, -1);
-        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
+fn decoded<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(|error| Status::internal(format!("the message is not as KMS v2 has it: {error}")))
 }

@@ -16,7 +16,8 @@ use crate::service::settings::Settings;
 use crate::service::snapshot::Snapshot;
 use crate::service::write_state::WriteState;
 use arc_swap::{ArcSwap, Guard};
-use std::sync::Arc;
+use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::Notify;
 
 /// What all requests see at one moment.
@@ -36,6 +37,7 @@ pub struct Published {
     pub revoked: Option<KekRef>,
     /// When a probe last went well.
     pub last_good: Option<Moment>,
+    encoded: OnceLock<Bytes>,
 }
 
 /// A write state that was replaced by one with another key_id.
@@ -73,7 +75,19 @@ impl Published {
             (StatusRule::Answer { .. }, None) => Err(Fault::new(Reason::Starting).with_detail(state.because())),
             (StatusRule::Fail(fault), _) => Err(fault),
         };
-        Self { state, status, write, previous: None, key_id, revoked, last_good }
+        Self { state, status, write, previous: None, key_id, revoked, last_good, encoded: OnceLock::new() }
+    }
+
+    /// What Status answers, and the same as `encode` puts it on the wire, which happens once.
+    ///
+    /// # Errors
+    /// As [`Plugin::status`].
+    pub fn status_encoded(
+        &self,
+        encode: impl FnOnce(&StatusAnswer) -> Bytes,
+    ) -> Result<(&StatusAnswer, Bytes), &Fault> {
+        let answer = self.status.as_ref()?;
+        Ok((answer, self.encoded.get_or_init(|| encode(answer)).clone()))
     }
 
     /// The same with the write state before a rotation.

@@ -11,8 +11,8 @@ use crate::core::key_id::KeyId;
 use crate::core::limit;
 use crate::core::port::{Entropy, Moment};
 use crate::service::settings::Settings;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// See the module.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub struct WriteState {
     dek: Arc<Dek>,
     born: Moment,
     uses: AtomicU64,
+    encoded: OnceLock<Vec<u8>>,
     renew_at: u64,
 }
 
@@ -50,7 +51,8 @@ impl WriteState {
     ) -> Self {
         let aad = AdditionalData::bind(&key_id, annotations.all());
         let renew_at = settings.dek_max_uses.min(limit::DEK_USES_HARD_MAX);
-        Self { key_id, version, annotations, recovery, aad, dek, born, uses: AtomicU64::new(0), renew_at }
+        let (uses, encoded) = (AtomicU64::new(0), OnceLock::new());
+        Self { key_id, version, annotations, recovery, aad, dek, born, uses, encoded, renew_at }
     }
 
     /// Seals one value.
@@ -95,6 +97,11 @@ impl WriteState {
         &self.annotations
     }
 
+    /// key_id and annotations as `encode` puts them on the wire, which happens once: they are the same for every Encrypt.
+    pub fn encoded(&self, encode: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
+        self.encoded.get_or_init(|| encode(self))
+    }
+
     /// For each recovery KEK, in the order of the configuration: whether this DEK is wrapped under it.
     #[must_use]
     pub fn recovery(&self) -> &[bool] {
@@ -128,7 +135,7 @@ impl WriteState {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::core::annotation::WrappedDek;
     use crate::core::dek::DekBytes;

@@ -117,7 +117,7 @@ async fn answer(limits: Limits, stream: TcpStream, router: Router, place: Option
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     if let Ok(Err(error)) = timeout(limits.connection, connection).await {
-        tracing::trace!(%error, "an HTTP connection ended early");
+        tracing::debug!(%error, "an HTTP connection ended early");
     }
     drop(place);
 }

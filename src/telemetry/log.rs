@@ -5,14 +5,17 @@
 //! files and the environment: no variable can raise a level. A logger that cannot write stays silent and never stops
 //! the process. Field names: docs/observability.md.
 
-use std::fmt;
-use std::io::IsTerminal;
+use crate::os::wall_clock;
+use std::fmt::{self, Write as _};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::time::Duration;
 use tracing::Subscriber;
 use tracing::field::{Field, Visit};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::{self as lines, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::{Registry, reload};
@@ -25,6 +28,11 @@ const DEPENDENCIES_MAX: LevelFilter = LevelFilter::WARN;
 
 /// Lines that wait to be written at most: about 10 MiB, and a Decrypt storm of a whole API server start.
 const LINES_WAITING: usize = 32_768;
+
+/// How long a line may wait for others to be written with.
+const GATHER: Duration = Duration::from_millis(2);
+/// Bytes that are written at once at most.
+const GATHERED_MAX: usize = 64 * 1024;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,18 +107,37 @@ impl DroppedLines {
 /// the handle changes nothing.
 ///
 /// A thread of its own writes: whoever reads our stderr and stops (a stuck log collector) must never stop a request. Up
-/// to 32,768 lines wait; beyond that they are dropped and counted.
+/// to 32,768 lines wait; beyond that they are dropped and counted. It writes what a few milliseconds bring with one write.
 #[must_use]
 pub fn init(format: LogFormat, level: LogLevel) -> Logging {
     let (writer, flush) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LINES_WAITING)
         .thread_name("log")
-        .finish(std::io::stderr());
+        .finish(Gathered(BufWriter::with_capacity(GATHERED_MAX, std::io::stderr())));
     let dropped = DroppedLines(writer.error_counter());
     let (logger, level) = build(format, level, std::io::stderr().is_terminal(), writer);
     tracing::subscriber::set_global_default(logger).ok();
     Logging { level, dropped, _flush: flush }
+}
+
+/// Lets a moment pass after the first line of a batch, so that the lines of other requests come along: waking this thread and
+/// a write(2) for every line would cost a request more than all the rest of its logging.
+struct Gathered<W: Write>(BufWriter<W>);
+
+impl<W: Write> Write for Gathered<W> {
+    #[expect(clippy::disallowed_methods, reason = "the log's own thread; no request waits for it")]
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.buffer().is_empty() {
+            std::thread::sleep(GATHER);
+        }
+        self.0.write(line)
+    }
+
+    /// Called when no line is waiting.
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -125,7 +152,7 @@ where
     let (filter, handle) = reload::Layer::new(targets(level));
     let filtered = Registry::default().with(filter);
     // With log_internal_errors a failed write is itself printed, and printing to a stderr that is gone panics.
-    let layer = lines::layer().with_writer(to).with_ansi(ansi).log_internal_errors(false);
+    let layer = lines::layer().with_timer(WallClock).with_writer(to).with_ansi(ansi).log_internal_errors(false);
     let layer = match format {
         LogFormat::Text => layer.fmt_fields(EscapedFields).boxed(),
         LogFormat::Json => {
@@ -133,6 +160,16 @@ where
         }
     };
     (filtered.with(layer), LevelHandle(handle))
+}
+
+/// RFC 3339 in UTC with microseconds, written in one piece.
+#[derive(Debug)]
+struct WallClock;
+
+impl FormatTime for WallClock {
+    fn format_time(&self, to: &mut Writer<'_>) -> fmt::Result {
+        write!(to, "{}", humantime::format_rfc3339_micros(wall_clock()))
+    }
 }
 
 /// `message key=value …`; a value with anything but plain characters is quoted and escaped.
@@ -161,45 +198,82 @@ impl Line<'_> {
     }
 
     fn write(&mut self, name: &str, value: &str) -> fmt::Result {
+        self.name(name)?;
+        if is_plain(value) {
+            return self.to.write_str(value);
+        }
+        // SECURITY: Debug of a str escapes quotes, line ends and everything that does not print.
+        write!(self.to, "{value:?}")
+    }
+
+    fn name(&mut self, name: &str) -> fmt::Result {
         if !std::mem::take(&mut self.is_empty) {
             self.to.write_char(' ')?;
         }
-        match name {
-            "message" => escape_message(&mut self.to, value),
-            _ if is_plain(value) => write!(self.to, "{name}={value}"),
-            // SECURITY: Debug of a str escapes quotes, line ends and everything that does not print.
-            _ => write!(self.to, "{name}={value:?}"),
+        self.to.write_str(name)?;
+        self.to.write_char('=')
+    }
+
+    fn message(&mut self, message: &dyn fmt::Debug) -> fmt::Result {
+        if !std::mem::take(&mut self.is_empty) {
+            self.to.write_char(' ')?;
         }
+        write!(Escaping(&mut self.to), "{message:?}")
+    }
+
+    fn number(&mut self, name: &str, value: impl fmt::Display) -> fmt::Result {
+        self.name(name)?;
+        write!(self.to, "{value}")
     }
 }
 
 impl Visit for Line<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field.name(), value);
+        match field.name() {
+            "message" => self.record_debug(field, &format_args!("{value}")),
+            name => self.field(name, value),
+        }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if self.written.is_ok() {
+            self.written = self.number(field.name(), value);
+        }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.field(field.name(), &format!("{value:?}"));
+        match field.name() {
+            "message" if self.written.is_ok() => self.written = self.message(value),
+            name => self.field(name, &format!("{value:?}")),
+        }
     }
 }
 
+/// Looks at all of it and not just up to the first that is not plain: without a branch for each byte it is much faster.
 fn is_plain(value: &str) -> bool {
-    !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'='))
+    let is_plain = |b: u8| b.is_ascii_graphic() & (b != b'"') & (b != b'\\') & (b != b'=');
+    !value.is_empty() & value.bytes().fold(true, |all, b| all & is_plain(b))
 }
 
-/// The sentence of a line, without quotes around it.
-fn escape_message(to: &mut Writer<'_>, message: &str) -> fmt::Result {
-    message.chars().try_for_each(|c| match c {
-        '"' | '\'' | '\\' => to.write_char(c),
-        _ => write!(to, "{}", c.escape_debug()),
-    })
+/// Writes the sentence of a line, without quotes around it.
+struct Escaping<'a, 'w>(&'a mut Writer<'w>);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+            return self.0.write_str(text);
+        }
+        text.chars().try_for_each(|c| match c {
+            '"' | '\'' | '\\' => self.0.write_char(c),
+            _ => write!(self.0, "{}", c.escape_debug()),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::Value;
-    use std::io;
     use std::sync::{Arc, Mutex};
     use tracing::subscriber::with_default;
     use tracing::{debug, error, info, info_span, trace, warn};
@@ -337,6 +411,30 @@ mod tests {
         };
         assert!(coloured(true));
         assert!(!coloured(false));
+    }
+
+    #[test]
+    fn lines_that_come_together_are_written_together_and_none_is_lost() {
+        struct Counting(Captured, Arc<Mutex<u32>>);
+        impl io::Write for Counting {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                *self.1.lock().unwrap() += 1;
+                self.0.write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (captured, writes) = (Captured::default(), Arc::<Mutex<u32>>::default());
+        let to = Counting(captured.clone(), Arc::clone(&writes));
+        let to = Gathered(BufWriter::with_capacity(GATHERED_MAX, to));
+        let (writer, flush) = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(to);
+        let (logger, _handle) = build(LogFormat::Text, LogLevel::Info, false, writer);
+        with_default(logger, || (0..1000).for_each(|n| info!(n, "line")));
+        drop(flush);
+        let written = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(written.lines().count(), 1000);
+        assert!(*writes.lock().unwrap() < 500, "{} writes", writes.lock().unwrap());
     }
 
     #[test]

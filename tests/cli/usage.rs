@@ -4,12 +4,16 @@ use super::transcript::run;
 use crate::support::site::{BINARY, Site};
 use std::process::Stdio;
 
-const HELP: [&[&str]; 15] = [
+const HELP: &[&[&str]] = &[
     &["--help"],
     &["serve", "--help"],
     &["check", "--help"],
     &["probe", "--help"],
     &["conformance", "--help"],
+    &["drill", "--help"],
+    &["drill", "rehearse", "--help"],
+    &["bench", "--help"],
+    &["config-reference", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],
@@ -18,6 +22,8 @@ const HELP: [&[&str]; 15] = [
     &["keyring", "retire", "--help"],
     &["keyring", "reinstate", "--help"],
     &["manifests", "--help"],
+    &["scan", "--help"],
+    &["inspect", "--help"],
     &["completions", "--help"],
     &["help", "probe"],
 ];
@@ -42,7 +48,7 @@ fn every_help_is_the_known_one() {
 #[test]
 fn every_command_of_the_program_has_its_help_in_the_list() {
     let site = Site::local();
-    for (of, position) in [(&["--help"][..], 0), (&["keyring", "--help"][..], 1)] {
+    for (of, position) in [(&["--help"][..], 0), (&["keyring", "--help"][..], 1), (&["drill", "--help"][..], 1)] {
         let help = run(&site, of).out;
         let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
         let names = list.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
@@ -72,6 +78,9 @@ fn a_wrong_command_line_is_exit_status_2() {
         &["conformance"],
         &["conformance", "--socket", "/x", "--only", "89"],
         &["conformance", "--socket", "/x", "--kms-control", " "],
+        &["scan", "--key-id", "x", "--unencrypted"],
+        &["inspect", "--encoding", "base32"],
+        &["inspect", "--config", "x"],
         &["keyring"],
         &["keyring", "init"],
         &["keyring", "promote", "--file", "x"],

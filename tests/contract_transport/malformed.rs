@@ -1,10 +1,10 @@
 //! Item 14: what no client would send costs its own stream, or its own connection, and nothing else.
 
 use crate::support::site::{Site, sealed};
-use crate::support::wire::{Call, DECRYPT, ENCRYPT, Wire, dial, frame};
+use crate::support::wire::{Call, DECRYPT, ENCRYPT, STATUS, Wire, dial, frame};
 use bytes::Bytes;
 use kube_kms::api::v2::DecryptResponse;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
 const UNKNOWN: i32 = 2;
@@ -82,4 +82,61 @@ async fn item_14_a_connection_that_breaks_the_protocol_ends_alone() {
         wire.status_is_ok().await;
     }
     assert!(running.stop().await.success());
+}
+
+#[tokio::test]
+async fn item_14_a_message_that_never_comes_is_waited_for_until_the_deadline_and_no_longer() {
+    let running = Site::local().start().await;
+    let (send, connection) = h2::client::handshake(dial(&running.target).unwrap()).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let mut send = send.ready().await.unwrap();
+    let began = Instant::now();
+    let mut waiting = Vec::new();
+    for (path, first_bytes) in [(STATUS, &[][..]), (ENCRYPT, &[0, 0, 0]), (DECRYPT, &[0, 0, 0, 0, 9, 1, 2])] {
+        let request =
+            http::Request::post(format!("http://localhost{path}")).header("grpc-timeout", "1S").body(()).unwrap();
+        let (answer, mut stream) = send.send_request(request, false).unwrap();
+        stream.send_data(Bytes::copy_from_slice(first_bytes), false).unwrap();
+        waiting.push((path, answer, stream));
+    }
+    for (path, answer, _stream) in waiting {
+        let answer = tokio::time::timeout(Duration::from_secs(5), answer).await.expect("no answer").unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4", "{path}: {answer:?}");
+    }
+    assert!((Duration::from_millis(500)..Duration::from_secs(2)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(!driver.is_finished(), "the connection lives on");
+    Wire::connect(&running.target).await.status_is_ok().await;
+}
+
+#[tokio::test]
+async fn item_14_a_message_in_many_pieces_is_one_message_and_two_messages_are_refused() {
+    let running = Site::local().start().await;
+    let (send, connection) = h2::client::handshake(dial(&running.target).unwrap()).await.unwrap();
+    tokio::spawn(connection);
+    let mut send = send.ready().await.unwrap();
+    let long = kube_kms::api::v2::EncryptRequest { plaintext: vec![7; 900], uid: "u".to_owned() };
+    let whole = crate::support::wire::grpc_frame(&long);
+    for (copies, status) in [(1, "0"), (2, "13")] {
+        let request = http::Request::post(format!("http://localhost{ENCRYPT}")).body(()).unwrap();
+        let (answer, mut stream) = send.send_request(request, false).unwrap();
+        for piece in whole.repeat(copies).chunks(7) {
+            // It may be refused before all of it is sent.
+            if stream.send_data(Bytes::copy_from_slice(piece), false).is_err() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let _ = stream.send_data(Bytes::new(), true);
+        let mut answer = answer.await.unwrap();
+        let said = match answer.headers().get("grpc-status") {
+            Some(status) => status.clone(),
+            None => {
+                while let Some(data) = answer.body_mut().data().await {
+                    data.unwrap();
+                }
+                answer.body_mut().trailers().await.unwrap().unwrap()["grpc-status"].clone()
+            }
+        };
+        assert_eq!(said, status, "{copies} messages");
+    }
 }

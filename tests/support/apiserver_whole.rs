@@ -5,13 +5,12 @@
 //! missing is a reason to skip with. Refuses to know KMS.
 
 use super::apiserver_go::go_build;
+use super::etcd_store::{free_port, tool};
 use super::site::{PATIENCE, Site};
-use super::skip::target_dir;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
@@ -51,7 +50,7 @@ impl WholeApiServer {
     /// # Errors
     /// Why that cannot be done here.
     pub fn start(site: &Site, config: &Path) -> Result<Self, String> {
-        let etcd = etcd_binary()?;
+        let etcd = tool("etcd", "etcd-server")?;
         let binary = go_build("extension", None, "extension")?;
         let dir = site.dir().join("whole");
         fs::create_dir(&dir).unwrap();
@@ -159,11 +158,6 @@ impl WholeApiServer {
     }
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn start_etcd(binary: &Path, dir: &Path) -> (Killed, String) {
     let [client, peer] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
     let mut command = Command::new(binary);
@@ -173,34 +167,4 @@ fn start_etcd(binary: &Path, dir: &Path) -> (Killed, String) {
     let log = File::create(dir.join("etcd.log")).unwrap();
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     (Killed(command.spawn().unwrap()), client)
-}
-
-/// The etcd on the path, or Debian's.
-fn etcd_binary() -> Result<PathBuf, String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join("etcd")).find(|file| file.is_file()) {
-        return Ok(found);
-    }
-    let dir = target_dir().join("etcd-server");
-    let unpacked = dir.join("root");
-    let binary = unpacked.join("usr/bin/etcd");
-    if binary.is_file() {
-        return Ok(binary);
-    }
-    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    // Unpacked elsewhere and renamed: never half an etcd, whoever else does the same.
-    let mine = tempfile::tempdir_in(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let run = |command: &mut Command| {
-        let ran = command.current_dir(mine.path()).stdin(Stdio::null()).output();
-        let ran = ran.map_err(|e| format!("no etcd, and none to be had: {e}"))?;
-        let said = String::from_utf8_lossy(&ran.stderr);
-        let last = said.lines().last().unwrap_or("no message").to_owned();
-        if ran.status.success() { Ok(()) } else { Err(format!("no etcd, and none to be had: {last}")) }
-    };
-    run(Command::new("apt-get").args(["download", "--quiet", "etcd-server"]))?;
-    let package = fs::read_dir(mine.path()).ok().and_then(|mut files| files.next()?.ok()).ok_or("no etcd package")?;
-    run(Command::new("dpkg-deb").arg("-x").arg(package.path()).arg("root"))?;
-    // Somebody else may have been faster; theirs is as good.
-    let _ = fs::rename(mine.path().join("root"), &unpacked);
-    if binary.is_file() { Ok(binary) } else { Err("the etcd package has no etcd".to_owned()) }
 }

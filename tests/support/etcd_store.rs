@@ -4,6 +4,7 @@
 //! installed; ports that the kernel chose; a process that ends with its handle. What is missing is a reason to skip with.
 //! Refuses to know what the values are: see [`objects`].
 
+mod life;
 pub mod objects;
 mod rpc;
 
@@ -214,12 +215,15 @@ pub fn has_flag(flag: &str) -> Result<bool, String> {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The tool on the path, or from Debian's package.
-fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
+///
+/// # Errors
+/// Why there is none here.
+pub fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     if let Some(found) = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file()) {
         return Ok(found);

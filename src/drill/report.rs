@@ -1,0 +1,89 @@
+//! The outcome of a drill: every claim, what was measured, and what it is worth.
+
+use crate::drill::claim::{StepReport, Verdict};
+use crate::drill::tempo::Setting;
+use crate::drill::timeline::Seen;
+use serde::Serialize;
+
+/// How many claims ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Held.
+    pub held: usize,
+    /// Did not hold.
+    pub did_not_hold: usize,
+    /// Could not be tried.
+    pub not_tried: usize,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// `rehearse`.
+    pub drill: &'static str,
+    /// Of kube-kms.
+    pub version: &'static str,
+    /// When it began, RFC 3339.
+    pub began: String,
+    /// How long it took.
+    pub took_ms: u64,
+    /// The kind of KEK: `local` or `aws`.
+    pub kek: &'static str,
+    /// How many objects were sealed at first.
+    pub objects: usize,
+    /// Whether no claim failed.
+    pub passed: bool,
+    /// The claims, counted.
+    pub totals: Totals,
+    /// The key_id before the rotation.
+    pub old_key_id: Option<String>,
+    /// The key_id after it.
+    pub new_key_id: Option<String>,
+    /// The settings that were used.
+    pub settings: Vec<Setting>,
+    /// The ten steps.
+    pub steps: Vec<StepReport>,
+    /// Every change of what the plugins' Status said.
+    pub timeline: Vec<Seen>,
+    /// Where the sandbox is, when it was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+    /// What this proves.
+    pub proves: Vec<&'static str>,
+    /// What this does not prove.
+    pub does_not_prove: Vec<&'static str>,
+}
+
+impl Totals {
+    /// Of all claims of these steps.
+    #[must_use]
+    pub fn of(steps: &[StepReport]) -> Self {
+        let count = |verdict| steps.iter().flat_map(|s| &s.claims).filter(|c| c.verdict == verdict).count();
+        Self {
+            held: count(Verdict::Held),
+            did_not_hold: count(Verdict::DidNotHold),
+            not_tried: count(Verdict::NotTried),
+        }
+    }
+}
+
+/// What a rehearsal proves.
+pub(crate) const PROVES: [&str; 3] = [
+    "this binary, with this kind of KEK and on this machine, follows a rotation without losing an object or a write, \
+     survives a kill, an outage and the retirement of the old key, and says so in its Status",
+    "kube-apiserver's rules for KMS v2 (polling, seeds, staleness, expiry) were played by a simulator of it, which the \
+     tests of kube-kms hold against kube-apiserver's own code",
+    "which error users see while an object is under a retired key, and that reinstating the key brings it back",
+];
+
+/// What it does not.
+pub(crate) const DOES_NOT_PROVE: [&str; 4] = [
+    "anything about your cluster: its etcd, its API servers and the plugins that serve them were not touched",
+    "that your KMS, its permissions and your network let every control-plane node do the same; `kube-kms check` on each node \
+     tries its KEK",
+    "that no object, and no backup of etcd, is still under the old key: only a scan of your own etcd tells; do not retire a \
+     key on the strength of a rehearsal",
+    "times under your own settings: those of the sandbox are shorter, as said above",
+];
