@@ -42,7 +42,7 @@ const SOCKET_HINT: &str = "give a path such as /run/kube-kms/kms.sock, or @NAME 
 enum Command {
     /// Serve Status, Encrypt and Decrypt on a unix socket
     Serve(serve::Arguments),
-    /// Validate the configuration, reach the KEK, wrap and unwrap a probe; without serving
+    /// Look for everything that keeps kube-kms from serving: configuration, host, socket, KEK, EncryptionConfiguration
     Check(check::Arguments),
     /// Send one Status, Encrypt and Decrypt to a plugin, as kube-apiserver would
     Probe(probe::Arguments),
@@ -127,11 +127,16 @@ fn socket(text: &str) -> Result<(SocketAddress, Target), Failure> {
     let address = SocketAddress::parse(text, &base).map_err(|e| {
         Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e).hint(SOCKET_HINT)
     })?;
-    let target = match address.place() {
+    let target = target(&address);
+    Ok((address, target))
+}
+
+/// The same place for a client.
+fn target(address: &SocketAddress) -> Target {
+    match address.place() {
         Place::File(path) => Target::File(path.to_owned()),
         Place::Abstract(name) => Target::Abstract(name.to_owned()),
-    };
-    Ok((address, target))
+    }
 }
 
 /// A runtime for one command.
