@@ -21,7 +21,9 @@ fn page(name: &str) -> String {
 fn pages() -> Vec<String> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let mut all: Vec<String> = docs.filter(|n| n.ends_with(".md")).map(|n| format!("docs/{n}")).collect();
-    all.extend(["README.md", "ARCHITECTURE.md", "SECURITY.md", "tests/README.md", "benches/README.md"].map(str::to_owned));
+    all.extend(
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "tests/README.md", "benches/README.md"].map(str::to_owned),
+    );
     assert!(all.len() > 12);
     all
 }
@@ -29,7 +31,11 @@ fn pages() -> Vec<String> {
 /// The anchor that a heading gets.
 fn anchor(heading: &str) -> String {
     let words = heading.trim_start_matches('#').trim().to_lowercase();
-    words.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+    words
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
 }
 
 #[test]

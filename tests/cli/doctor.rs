@@ -1,6 +1,7 @@
 //! `check` as a doctor: host, socket, running instance, and kube-apiserver's EncryptionConfiguration.
 
 use super::transcript::{Transcript, run};
+use crate::support::fake_kms::Failure;
 use crate::support::site::Site;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -220,6 +221,23 @@ fn a_kms_that_is_away_does_not_hide_what_else_is_wrong() {
             "cause: kms-unreachable: ",
             "cause: also found: socket: serve could not bind it: everybody may write to DIR; remedy: ",
         ],
+    );
+}
+
+#[test]
+fn a_clock_that_differs_from_the_kms_is_told_and_explains_a_refusal() {
+    let site = Site::aws();
+    assert!(!findings(&check(&site, &[])).iter().any(|f| f.contains("the clock of this host")));
+    for (ahead, direction) in [(600, " behind the one of the KMS"), (-600, " ahead of the one of the KMS")] {
+        site.kms().set_clock_ahead(ahead);
+        let found = findings(&check(&site, &[]));
+        has(&found, "warning kek: the clock of this host is ", direction);
+    }
+    site.kms().fail_all("Encrypt", Failure::UnrecognizedClient);
+    let config = site.write_config();
+    run(&site, &["check", "--config", config.to_str().unwrap()]).failed_with(
+        5,
+        &["cause: credentials-rejected: ", "cause: also found: the clock of this host is ", "remedy: set it by NTP"],
     );
 }
 

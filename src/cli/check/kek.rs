@@ -3,8 +3,8 @@
 use crate::cli::CONFIGURATION_HINT;
 use crate::cli::exit::{Exit, Failure};
 use crate::config::Config;
-use crate::core::fault::Fault;
-use crate::core::port::{Entropy, KekCall, Notice};
+use crate::core::fault::{Class, Fault};
+use crate::core::port::{Entropy, Kek, KekCall, Notice};
 use crate::daemon::{StartError, keks};
 use crate::doctor::finding::{Finding, Findings};
 use crate::os::{MonotonicClock, OsEntropy, Stopwatch};
@@ -30,7 +30,7 @@ pub(super) struct Tried {
     pub(super) candidate: Candidate,
     pub(super) millis: u64,
     pub(super) recovery: Vec<RecoveryReport>,
-    notices: Vec<String>,
+    notices: Vec<Notice>,
 }
 
 pub(super) async fn try_all(config: &Config) -> Result<Tried, Failure> {
@@ -46,16 +46,19 @@ pub(super) async fn try_all(config: &Config) -> Result<Tried, Failure> {
     })?;
     let clock = MonotonicClock::new();
     let watch = Stopwatch::start();
-    let candidate = prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved)
-        .await
-        .map_err(|fault| Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault).hint(advice(&fault)))?;
-    let millis = u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX);
     let timeout = config.settings.probe_timeout;
     let call = KekCall { timeout, uid: None };
-    let notices = match keks.write().kek.notices(&call).await {
-        Ok(notices) => notices.into_iter().map(|Notice(text)| text).collect(),
-        Err(fault) => vec![format!("the KMS did not say more about the key: {fault}")],
+    let candidate = match prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved).await {
+        Ok(candidate) => candidate,
+        Err(fault) => {
+            let failure = Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault);
+            return Err(explained(failure, &fault, &*keks.write().kek, &call).await.hint(advice(&fault)));
+        }
     };
+    let millis = u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let notices = keks.write().kek.notices(&call).await.unwrap_or_else(|fault| {
+        vec![Notice { what: format!("the KMS did not say more about the key: {fault}"), remedy: advice(&fault) }]
+    });
     let mut recovery = Vec::new();
     for (number, entry) in (1..).zip(keks.recovery()) {
         let (kek, problem) = match wrap_under(entry, candidate.bytes(), timeout, &clock, &Unobserved).await {
@@ -65,6 +68,15 @@ pub(super) async fn try_all(config: &Config) -> Result<Tried, Failure> {
         recovery.push(RecoveryReport { number, kek, problem });
     }
     Ok(Tried { candidate, millis, recovery, notices })
+}
+
+/// A refusal may have its reason in what the provider can tell besides: credentials are well, and the clock is not.
+async fn explained(failure: Failure, fault: &Fault, kek: &dyn Kek, call: &KekCall) -> Failure {
+    if fault.class() != Class::KekDenied {
+        return failure;
+    }
+    let notices = kek.notices(call).await.unwrap_or_default();
+    notices.iter().fold(failure, |failure, n| failure.cause(format!("also found: {}; remedy: {}", n.what, n.remedy)))
 }
 
 fn advice(fault: &Fault) -> &'static str {
@@ -87,10 +99,7 @@ fn advice(fault: &Fault) -> &'static str {
 pub(super) fn findings(config: &Config, tried: &Tried) -> Vec<Finding> {
     let mut found = Findings::about("kek");
     for notice in &tried.notices {
-        found.warning(
-            notice.as_str(),
-            "grant it, or live with it: docs/failure-modes.md, \"Credentials and permissions\"",
-        );
+        found.warning(notice.what.as_str(), notice.remedy);
     }
     for lost in tried.recovery.iter().filter(|r| r.kek.is_none()) {
         found.warning(
