@@ -139,8 +139,10 @@ fn print(report: &Report) {
     }
     for stanza in report.encryption.iter().flatten() {
         let stage = stanza.stage.map(|stage| format!(" (stage {stage})")).unwrap_or_default();
-        let reads =
-            if stanza.reads.is_empty() { String::new() } else { format!("; {} reads", stanza.reads.join(", ")) };
+        let reads = match stanza.reads.as_slice() {
+            [] => String::new(),
+            readers => format!("; also read by {}", readers.join(", ")),
+        };
         output::line(format!("encrypts  {}: {} writes{reads}{stage}", stanza.resources.join(", "), stanza.writes));
     }
     let mut findings: Vec<&Finding> = report.findings.iter().collect();

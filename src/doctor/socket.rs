@@ -97,10 +97,16 @@ fn directory(config: &Config, socket: &Path) -> Vec<Finding> {
             );
         }
     }
-    if metadata.uid() != 0 && metadata.uid() != rustix::process::geteuid().as_raw() {
+    let (owner, euid) = (metadata.uid(), rustix::process::geteuid());
+    if owner != 0 && euid.is_root() {
+        found.note(
+            format!("{shown} belongs to user {owner}, and this is root"),
+            format!("check as the user who serves; if that is not {owner}, give the directory to him"),
+        );
+    } else if owner != 0 && owner != euid.as_raw() {
         found.warning(
-            format!("{shown} belongs to user {}, who can replace the socket", metadata.uid()),
-            "give it to root or to the user who serves; check as the user who serves",
+            format!("{shown} belongs to user {owner}, who can replace the socket"),
+            "give it to root or to the user who serves",
         );
     }
     match host::filesystem(dir) {

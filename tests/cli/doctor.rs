@@ -140,6 +140,30 @@ fn what_it_takes_and_nobody_wants_is_a_warning() {
 }
 
 #[test]
+fn the_text_says_what_is_encrypted_by_whom_and_puts_errors_first() {
+    let site = Site::local();
+    let file = encryption(
+        &site,
+        &format!(
+            "- resources: [secrets, configmaps]\n  providers: [{{{OURS}}}, {{identity: {{}}}}]\n- resources: [Pods]\n  providers: [{{identity: {{}}}}]\n"
+        ),
+    );
+    let config = site.write_config();
+    let checked = run(&site, &["check", "--config", config.to_str().unwrap(), "--encryption-config", &file]);
+    assert_eq!(checked.status, 6);
+    let out = &checked.out;
+    assert!(
+        out.contains("\nencrypts  secrets, configmaps: kms kube-kms writes; also read by identity (stage write)\n"),
+        "{out}"
+    );
+    assert!(
+        out.contains("\nencrypts  Pods: identity writes (stage off)\nERROR     encryption-configuration: "),
+        "{out}"
+    );
+    assert!(!out.contains("ready to serve"));
+}
+
+#[test]
 fn what_is_no_encryption_configuration_is_3_and_shows_no_value() {
     let site = Site::local();
     let config = site.write_config();
@@ -202,6 +226,10 @@ fn a_socket_that_its_callers_could_not_reach_is_a_warning() {
     let found = findings(&check(&site, &[]));
     has(&found, "warning socket: ", "lets 4242 call, and `listen.mode` keeps everybody but the owner and root away");
     has(&found, "note socket: ", "does not have root");
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(site.dir().join("run"), Some(10_001), None).unwrap();
+        has(&findings(&check(&site, &[])), "note socket-directory: ", "belongs to user 10001, and this is root");
+    }
     std::os::unix::fs::symlink(site.dir().join("run"), site.dir().join("link")).unwrap();
     site.listen(&format!("{{socket: {}}}", site.dir().join("link/kms.sock").display()));
     has(&findings(&check(&site, &[])), "warning socket-directory: ", "is a symbolic link");
