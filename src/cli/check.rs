@@ -149,7 +149,10 @@ fn print(report: &Report) {
     findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
     for f in &findings {
         output::line(format!("{:<9} {}: {}", f.severity.as_str(), f.about, f.what));
-        output::line(format!("          remedy: {}", f.remedy));
+        // `nothing: serve makes it`: for a program the remedy is always there, a reader is spared it.
+        if !f.remedy.starts_with("nothing") {
+            output::line(format!("          remedy: {}", f.remedy));
+        }
     }
     if findings.iter().all(|f| f.severity == Severity::Note) {
         output::line("ready to serve");
