@@ -81,6 +81,24 @@ fn every_reason_is_explained_with_its_code_and_phrase() {
     assert_eq!(rows.len(), Reason::ALL.len(), "a row of a reason that is none");
 }
 
+/// `KUBE_KMS_BLESS=1` writes it anew.
+#[test]
+fn the_reference_of_the_configuration_has_the_table_of_the_code() {
+    let text = page("docs/configuration.md");
+    let (before, rest) = text.split_once("<!-- keys -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- end of keys -->\n").unwrap();
+    let table = kube_kms::config::markdown();
+    let expected = format!("{before}<!-- keys -->\n{table}<!-- end of keys -->\n{after}");
+    if std::env::var_os("KUBE_KMS_BLESS").is_some() {
+        std::fs::write(root().join("docs/configuration.md"), &expected).unwrap();
+        return;
+    }
+    for (there, of_code) in text.lines().zip(expected.lines()) {
+        assert_eq!(there, of_code, "docs/configuration.md is not what the code says; KUBE_KMS_BLESS=1 writes it");
+    }
+    assert_eq!(text.len(), expected.len(), "docs/configuration.md; KUBE_KMS_BLESS=1 writes it");
+}
+
 /// `kube-kms word` in code, over all pages.
 #[test]
 fn every_command_that_a_page_names_is_one() {

@@ -418,24 +418,6 @@ stateDir: /other
     assert_eq!(old.restart_only_changes(&parse(text).unwrap()), of_table);
 }
 
-/// `KUBE_KMS_BLESS=1` writes it anew.
-#[test]
-fn the_reference_has_the_table_of_the_code() {
-    const MARKS: [&str; 2] = ["<!-- keys -->\n", "<!-- end of keys -->\n"];
-    let [before, rest] = REFERENCE.split(MARKS[0]).collect::<Vec<_>>()[..] else { panic!("no {}", MARKS[0]) };
-    let [_, after] = rest.split(MARKS[1]).collect::<Vec<_>>()[..] else { panic!("no {}", MARKS[1]) };
-    let expected = [before, MARKS[0], &markdown(), MARKS[1], after].concat();
-    if std::env::var_os("KUBE_KMS_BLESS").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
-        std::fs::File::create(path).unwrap().write_all(expected.as_bytes()).unwrap();
-        return;
-    }
-    for (there, of_code) in REFERENCE.lines().zip(expected.lines()) {
-        assert_eq!(there, of_code, "docs/configuration.md is not what the code says; KUBE_KMS_BLESS=1 writes it");
-    }
-    assert_eq!(REFERENCE.len(), expected.len(), "docs/configuration.md; KUBE_KMS_BLESS=1 writes it");
-}
-
 /// Without notes a key is only named: each section and each key that stands by itself has a paragraph.
 #[test]
 fn every_section_has_a_note_in_the_reference() {
