@@ -193,7 +193,7 @@ mod tests {
             ("resources:\n- providers:\n  - kms: SECRET\n", "line 3, column 10: "),
             ("resources: SECRET\n", "line 1, column 12: "),
             ("resources: []\nresources: []\n", "the same key twice"),
-            ("a: [SECRET\n", "not an EncryptionConfiguration, or not valid YAML"),
+            ("[SECRET\n", "not an EncryptionConfiguration, or not valid YAML"),
             ("kind: EncryptionConfiguration\n---\nkind: SECRET\n", "a second document"),
             ("", "is empty"),
         ] {
