@@ -13,6 +13,7 @@ pub mod client;
 pub mod config;
 pub mod core;
 pub mod daemon;
+pub mod doctor;
 pub mod drill;
 pub mod durable;
 pub mod etcd;

@@ -41,8 +41,8 @@ fn allowed(from: &str) -> Option<Vec<&'static str>> {
         "kek" | "transport" | "telemetry" | "config" => vec!["core", "service", "memory", "durable", "os"],
         "etcd" => vec!["api", "core", "service", "memory", "durable", "os"],
         "daemon" | "drill" => all,
-        "manifests" => vec!["config", "core", "transport"],
-        "cli" => [all, vec!["cli", "manifests"]].concat(),
+        "doctor" | "manifests" => vec!["config", "core", "transport"],
+        "cli" => [all, vec!["cli", "doctor", "manifests"]].concat(),
         "main" => vec!["cli"],
         _ => return None,
     })

@@ -5,6 +5,8 @@
 //! `--help`, and `KUBE_KMS_BLESS=1` writes it anew.
 
 mod check;
+mod config_reference;
+mod doctor;
 mod keyring;
 mod probe;
 pub mod transcript;

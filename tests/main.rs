@@ -33,6 +33,7 @@ mod contract_outage;
 mod contract_status;
 mod contract_transport;
 mod dek_life;
+mod docs;
 mod drill;
 mod fake_kms_is_honest;
 mod fault;

@@ -1,31 +1,39 @@
-//! `kube-kms check`: everything that `serve` needs, without serving: the file, the socket's address, the KEK.
+//! `kube-kms check`: everything that `serve` needs, without serving: the file, the host, the socket, the KEK, and on request
+//! kube-apiserver's side of it.
+
+mod kek;
+mod running;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
-use crate::cli::{CONFIGURATION_HINT, SOCKET_HINT};
-use crate::config::{self, Config};
-use crate::core::fault::Fault;
-use crate::core::port::{Entropy, KekCall, Notice};
-use crate::daemon::{self, StartError, keks};
-use crate::os::{MonotonicClock, OsEntropy, Stopwatch};
-use crate::service::observer::Unobserved;
-use crate::service::prepare::{Candidate, prepare};
-use crate::service::recovery::wrap_under;
-use crate::service::state_file::StateFile;
+use crate::cli::{SOCKET_HINT, target};
+use crate::config;
+use crate::daemon;
+use crate::doctor::apiserver::{self, Coverage, Verdict};
+use crate::doctor::encryption_configuration;
+use crate::doctor::finding::{Finding, Severity};
+use crate::doctor::{host, socket};
+use crate::os;
 use crate::transport::address::SocketAddress;
 use clap::Args;
+use kek::{RecoveryReport, Tried};
 use serde::Serialize;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kube-kms check --config /etc/kube-kms/config.yaml\n  \
-kube-kms check --config config.yaml --output json\n\nIt makes one wrap and one unwrap at the KEK and changes nothing. Exit \
-status: 3 the configuration is wrong, 4 the KMS cannot be reached, 5 it refuses.")]
+kube-kms check --encryption-config /etc/kubernetes/encryption/configuration.yaml\n  \
+kube-kms check --config config.yaml --output json\n\nRun it as the user who serves. It makes one wrap and one unwrap at the \
+KEK and changes nothing. Every finding has a remedy.\nExit status: 3 the configuration or the EncryptionConfiguration cannot be \
+read as one, 4 the KMS cannot be reached, 5 it refuses,\n6 something else keeps kube-kms or kube-apiserver from working (an ERROR \
+of the report).")]
 pub(super) struct Arguments {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "KUBE_KMS_CONFIG", default_value = "/etc/kube-kms/config.yaml")]
     config: PathBuf,
+    /// kube-apiserver's EncryptionConfiguration, to be checked against this plugin
+    #[arg(long, value_name = "FILE")]
+    encryption_config: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -44,25 +52,10 @@ struct Report {
     wrap_and_unwrap_millis: u64,
     read_keks: usize,
     recovery: Vec<RecoveryReport>,
-    warnings: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct RecoveryReport {
-    number: usize,
-    /// The KEK, when it wrapped and unwrapped.
-    kek: Option<String>,
-    /// Why not.
-    problem: Option<String>,
-}
-
-/// What was found at the KEKs.
-struct Tried {
-    candidate: Candidate,
-    millis: u64,
-    recovery: Vec<RecoveryReport>,
-    notices: Vec<String>,
+    /// Stanza by stanza of the EncryptionConfiguration, when one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<Vec<Coverage>>,
+    findings: Vec<Finding>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
@@ -74,12 +67,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             .because(&e)
             .hint(SOCKET_HINT)
     })?;
-    let Tried { candidate, millis, recovery, notices } = super::runtime()?.block_on(try_keks(&config))?;
-    let mut warnings = notices;
-    warnings.extend(remembered_warnings(&config, &candidate));
-    for lost in recovery.iter().filter(|r| r.kek.is_none()) {
-        warnings.push(format!("recovery KEK {} would not wrap data keys; serving goes on without it", lost.number));
+    let verdict = arguments.encryption_config.as_deref().map(|file| encryption(file, &config, &address)).transpose()?;
+    let socket::Look { mut findings, is_served } = socket::look(&config, &address);
+    findings.extend(host::look(&config, &path, is_served, os::wall_clock()));
+    let (encryption, of_apiserver) = verdict.map_or((None, Vec::new()), |v| (Some(v.coverage), v.findings));
+    findings.extend(of_apiserver);
+    let runtime = super::runtime()?;
+    let tried = runtime.block_on(kek::try_all(&config)).map_err(|failure| with_findings(failure, &findings))?;
+    if is_served {
+        findings.extend(runtime.block_on(running::compare(target(&address), &tried.candidate.key_id)));
     }
+    findings.extend(kek::findings(&config, &tried));
+    let Tried { candidate, millis, recovery, .. } = tried;
     let report = Report {
         config: path.display().to_string(),
         endpoint: address.endpoint(),
@@ -91,90 +90,31 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         wrap_and_unwrap_millis: millis,
         read_keks: config.read.len(),
         recovery,
-        warnings,
+        encryption,
+        findings,
     };
     match arguments.output {
         Format::Json => output::json(&report),
         Format::Text => print(&report),
     }
-    Ok(Exit::Done)
+    let is_well = report.findings.iter().all(|f| f.severity < Severity::Error);
+    Ok(if is_well { Exit::Done } else { Exit::VerificationFailed })
 }
 
-async fn try_keks(config: &Config) -> Result<Tried, Failure> {
-    let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-    let keks = keks::connect(config, &entropy).await.map_err(|error| {
-        let mut failure = match &error {
-            StartError::Kek { fault, .. } => Failure::of_fault(error.to_string(), fault),
-            _ => Failure::new(Exit::Configuration, error.to_string()),
-        };
-        // Whatever its class: nothing has been asked yet, so it is the configuration's fault.
-        failure.exit = Exit::Configuration;
-        failure.hint(CONFIGURATION_HINT)
+fn encryption(file: &Path, config: &config::Config, ours: &SocketAddress) -> Result<Verdict, Failure> {
+    let document = encryption_configuration::load(file).map_err(|e| {
+        Failure::new(Exit::Configuration, format!("{} is no EncryptionConfiguration", file.display()))
+            .cause(e.to_string())
+            .hint("kube-apiserver would not take it; `kube-kms manifests --kind encryption-configuration` prints one that it does")
     })?;
-    let clock = MonotonicClock::new();
-    let watch = Stopwatch::start();
-    let candidate = prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved)
-        .await
-        .map_err(|fault| Failure::of_fault("the KEK cannot wrap and unwrap a data key", &fault).hint(advice(&fault)))?;
-    let millis = u64::try_from(watch.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let timeout = config.settings.probe_timeout;
-    let call = KekCall { timeout, uid: None };
-    let notices = match keks.write().kek.notices(&call).await {
-        Ok(notices) => notices.into_iter().map(|Notice(text)| text).collect(),
-        Err(fault) => vec![format!("the KMS did not say more about the key: {fault}")],
-    };
-    let mut recovery = Vec::new();
-    for (number, entry) in (1..).zip(keks.recovery()) {
-        let (kek, problem) = match wrap_under(entry, candidate.bytes(), timeout, &clock, &Unobserved).await {
-            Ok(wrap) => (Some(wrap.kek.to_string()), None),
-            Err(fault) => (None, Some(format!("{fault} {}", fault.causes()).trim_end().to_owned())),
-        };
-        recovery.push(RecoveryReport { number, kek, problem });
-    }
-    Ok(Tried { candidate, millis, recovery, notices })
+    Ok(apiserver::judge(&document, file, config, ours))
 }
 
-fn advice(fault: &Fault) -> &'static str {
-    use crate::core::fault::Reason::{
-        CredentialsRejected, KekDisabled, KekFileRefused, KekGone, KekPendingDeletion, KmsThrottled, PolicyDenied,
-    };
-    match fault.reason() {
-        PolicyDenied => "for AWS the role needs kms:Encrypt and kms:Decrypt on the key, by IAM policy or key policy",
-        CredentialsRejected => "see what credentials the provider finds; for AWS `aws sts get-caller-identity` tells",
-        KekDisabled => "enable the key, or configure another one",
-        KekPendingDeletion => "cancel the deletion now: when it happens, everything under this key is lost for good",
-        KekGone => "see whether the key, alias, region and account are the ones you mean",
-        KekFileRefused => "the cause says what to do with the keyring file",
-        KmsThrottled => "the KMS is asked too often, by this or by another client; try again later",
-        _ => "see whether this host reaches the KMS, and kek.*.endpoint and region",
-    }
-}
-
-fn remembered_warnings(config: &Config, candidate: &Candidate) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let file = StateFile::new(&config.state_dir);
-    // A damaged file is left to `serve` to set aside: check changes nothing.
-    let Ok(remembered) = file.peek() else {
-        warnings.push(format!("{} cannot be read; serve will set it aside", file.path().display()));
-        return warnings;
-    };
-    let digest = hex::encode(config.kek.context().digest());
-    if remembered.context_digest.is_some_and(|old| old != digest) {
-        warnings.push(
-            "the KEK's `context` differs from the one that this node used last: what was wrapped under the old one opens \
-             only with an entry under `read` that has it"
-                .to_owned(),
-        );
-    }
-    if remembered.left.contains(&candidate.key_id) {
-        warnings.push(
-            "this node reported this key_id before and left it; serve will refuse it. Raise `epoch` to reinstate the KEK"
-                .to_owned(),
-        );
-    } else if remembered.key_id.is_some_and(|old| old != candidate.key_id) {
-        warnings.push("the key_id differs from the one that this node reported last: serving will rotate".to_owned());
-    }
-    warnings
+/// A KEK that does not answer must not hide what else was found.
+fn with_findings(failure: Failure, findings: &[Finding]) -> Failure {
+    let worth = findings.iter().filter(|f| f.severity > Severity::Note);
+    worth
+        .fold(failure, |failure, f| failure.cause(format!("also found: {}: {}; remedy: {}", f.about, f.what, f.remedy)))
 }
 
 fn print(report: &Report) {
@@ -197,10 +137,24 @@ fn print(report: &Report) {
         let what = r.kek.as_deref().or(r.problem.as_deref()).unwrap_or_default();
         output::line(format!("recovery {} {what}", r.number));
     }
-    for warning in &report.warnings {
-        output::line(format!("WARNING   {warning}"));
+    for stanza in report.encryption.iter().flatten() {
+        let stage = stanza.stage.map(|stage| format!(" (stage {stage})")).unwrap_or_default();
+        let reads = match stanza.reads.as_slice() {
+            [] => String::new(),
+            readers => format!("; also read by {}", readers.join(", ")),
+        };
+        output::line(format!("encrypts  {}: {} writes{reads}{stage}", stanza.resources.join(", "), stanza.writes));
     }
-    if report.warnings.is_empty() {
+    let mut findings: Vec<&Finding> = report.findings.iter().collect();
+    findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    for f in &findings {
+        output::line(format!("{:<9} {}: {}", f.severity.as_str(), f.about, f.what));
+        // `nothing: serve makes it`: for a program the remedy is always there, a reader is spared it.
+        if !f.remedy.starts_with("nothing") {
+            output::line(format!("          remedy: {}", f.remedy));
+        }
+    }
+    if findings.iter().all(|f| f.severity == Severity::Note) {
         output::line("ready to serve");
     }
 }

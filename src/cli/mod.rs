@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod config_reference;
 pub mod conformance;
 mod drill;
 pub mod etcd_access;
@@ -41,7 +42,7 @@ const SOCKET_HINT: &str = "give a path such as /run/kube-kms/kms.sock, or @NAME 
 enum Command {
     /// Serve Status, Encrypt and Decrypt on a unix socket
     Serve(serve::Arguments),
-    /// Validate the configuration, reach the KEK, wrap and unwrap a probe; without serving
+    /// Look for everything that keeps kube-kms from serving: configuration, host, socket, KEK, EncryptionConfiguration
     Check(check::Arguments),
     /// Send one Status, Encrypt and Decrypt to a plugin, as kube-apiserver would
     Probe(probe::Arguments),
@@ -49,6 +50,8 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Put load on a plugin and print latencies, failures and what each call costs
     Bench(bench::Arguments),
+    /// Print every key of the configuration: default, bounds, what it does
+    ConfigReference(config_reference::Arguments),
     /// Say which keys are in use in etcd, and whether the old ones may be retired
     Scan(scan::Arguments),
     /// Decode one stored value, field by field, and say whether it opens
@@ -95,6 +98,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::ConfigReference(arguments) => config_reference::run(&arguments),
         Command::Scan(arguments) => scan::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Drill(arguments) => drill::run(&arguments),
@@ -123,11 +127,16 @@ fn socket(text: &str) -> Result<(SocketAddress, Target), Failure> {
     let address = SocketAddress::parse(text, &base).map_err(|e| {
         Failure::new(Exit::Usage, "--socket is not the address of a unix socket").because(&e).hint(SOCKET_HINT)
     })?;
-    let target = match address.place() {
+    let target = target(&address);
+    Ok((address, target))
+}
+
+/// The same place for a client.
+fn target(address: &SocketAddress) -> Target {
+    match address.place() {
         Place::File(path) => Target::File(path.to_owned()),
         Place::Abstract(name) => Target::Abstract(name.to_owned()),
-    };
-    Ok((address, target))
+    }
 }
 
 /// A runtime for one command.

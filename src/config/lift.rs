@@ -9,21 +9,11 @@ use crate::config::problem::{Problem, Problems};
 use crate::config::section::{Section, kind};
 use crate::core::annotation::RECOVERY_MAX;
 use crate::core::health::{OnDenied, Policy};
-use crate::core::limit;
 use crate::service::settings::Settings;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-const PROBE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
-const PROBE_TIMEOUT_MIN: Duration = Duration::from_millis(100);
-const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 const LIST_MAX: usize = 64;
 const MODE_DEFAULT: u32 = 0o600;
 const HTTP_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
@@ -65,7 +55,7 @@ fn config(tree: &Value, problems: &Problems) -> Option<Config> {
         None => Some(PathBuf::from("/var/lib/kube-kms")),
     };
     let harden = harden(&root.section("harden"));
-    Some(Config { listen, kek: kek?, read, recovery, settings, http, log, state_dir: state_dir?, harden })
+    Some(Config { listen, kek: kek?, read, recovery, settings: settings?, http, log, state_dir: state_dir?, harden })
 }
 
 fn listen(section: &Section<'_>) -> Listen {
@@ -155,48 +145,45 @@ fn refuse_otlp(section: &Section<'_>) {
     }
 }
 
-fn settings(root: &Section<'_>) -> Settings {
-    let epoch = root.count("epoch", 0, 0..=u64::MAX);
+fn settings(root: &Section<'_>) -> Option<Settings> {
+    let epoch = root.count("epoch");
     let [dek, cache, probe, rotation, revocation] =
         ["dek", "cache", "probe", "rotation", "revocation"].map(|name| root.section(name));
-    let dek_max_age = dek.duration("maxAge", DAY, MINUTE..=YEAR);
-    let dek_max_uses = dek.count("maxUses", 1 << 24, 1..=limit::DEK_USES_HARD_MAX);
-    let cache_capacity = cache.count("capacity", 4096, 16..=65_536);
-    let cache_ttl = cache.duration("ttl", HOUR, SECOND..=DAY);
-    let probe_interval = probe.duration("interval", MINUTE, SECOND..=HOUR);
-    let probe_timeout = probe.duration("timeout", PROBE_TIMEOUT_DEFAULT, PROBE_TIMEOUT_MIN..=PROBE_TIMEOUT_MAX);
+    let (dek_max_age, dek_max_uses) = (dek.duration("maxAge"), dek.count("maxUses"));
+    let (cache_capacity, cache_ttl) = (cache.count("capacity"), cache.duration("ttl"));
+    let (probe_interval, probe_timeout) = (probe.duration("interval"), probe.duration("timeout"));
     if probe_timeout >= probe_interval {
         probe.problem("timeout", "is not less than probe.interval", "a probe has to end before the next one begins");
     }
-    let observations = rotation.count("observations", 2, 1..=10);
-    let confirmations = revocation.count("confirmations", 2, 1..=10);
+    let observations = rotation.count("observations");
+    let confirmations = revocation.count("confirmations");
     let policy = policy(&root.section("outage"), confirmations);
-    Settings {
-        epoch,
-        dek_max_age,
-        dek_max_uses,
-        cache_capacity,
-        cache_ttl,
-        probe_interval,
-        probe_timeout,
-        observations,
-        policy,
-    }
+    Some(Settings {
+        epoch: epoch?,
+        dek_max_age: dek_max_age?,
+        dek_max_uses: dek_max_uses?,
+        cache_capacity: cache_capacity?,
+        cache_ttl: cache_ttl?,
+        probe_interval: probe_interval?,
+        probe_timeout: probe_timeout?,
+        observations: observations?,
+        policy: policy?,
+    })
 }
 
-fn policy(outage: &Section<'_>, confirmations: u32) -> Policy {
-    let grace = outage.duration("grace", HOUR, Duration::ZERO..=YEAR);
+fn policy(outage: &Section<'_>, confirmations: Option<u32>) -> Option<Policy> {
+    let grace = outage.duration("grace");
     let on_denied =
         outage.choice("onDenied", OnDenied::Coast, &[("coast", OnDenied::Coast), ("revoke", OnDenied::Revoke)]);
     let stop_after = if !outage.has("stopAfter") || outage.is_word("stopAfter", "never") {
         None
     } else {
-        Some(outage.duration("stopAfter", YEAR, Duration::ZERO..=YEAR))
+        Some(outage.duration("stopAfter")?)
     };
-    if stop_after.is_some_and(|stop| stop < grace) {
+    if stop_after.is_some() && stop_after < grace {
         outage.problem("stopAfter", "is less than outage.grace", "writes cannot stop while the outage is still hidden");
     }
-    Policy { grace, on_denied, stop_after, confirmations }
+    Some(Policy { grace: grace?, on_denied, stop_after, confirmations: confirmations? })
 }
 
 fn http(section: &Section<'_>) -> Option<SocketAddr> {

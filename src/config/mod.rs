@@ -1,14 +1,15 @@
 //! The configuration file: YAML in, [`Config`] out, or every mistake at once.
 //!
 //! Text becomes a tree (`tree`), the tree is walked section by section (`section`, `lift`, `kek`) and lifted
-//! into the model: what is built holds every rule, and nothing is validated later. [`KEYS`] lists every key and is held
-//! to docs/configuration.md by tests. Refuses to know: the socket, the KMS, the environment.
+//! into the model: what is built holds every rule, and nothing is validated later. [`KEYS`] lists every key;
+//! docs/configuration.md is made from it. Refuses to know: the socket, the KMS, the environment.
 
 mod kek;
 mod key;
 mod lift;
 mod model;
 mod problem;
+mod reference;
 mod section;
 pub mod surroundings;
 mod tree;
@@ -16,11 +17,12 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-pub use key::{Change, KEYS, Key};
+pub use key::{Change, KEYS, Key, Takes};
 pub use model::{
     AwsKekConfig, Config, Enforce, Harden, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel, RecoveryConfig,
 };
 pub use problem::{ConfigError, Problem};
+pub use reference::markdown;
 
 use std::fs::File;
 use std::io::Read;

@@ -4,7 +4,7 @@
 //! finds a mistake records it and returns the default, so that the walk goes on and finds the next one. Values are
 //! described by kind and never shown, numbers and durations that were understood excepted.
 
-use crate::config::key;
+use crate::config::key::{self, Key, Takes};
 use crate::config::problem::{Problems, shown};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -114,22 +114,40 @@ impl<'a> Section<'a> {
         self.text(name)
     }
 
-    /// A whole number within bounds.
-    pub(super) fn count<T: TryFrom<u64>>(&self, name: &str, default: T, bounds: RangeInclusive<u64>) -> T {
-        let Some(value) = self.value(name) else { return default };
+    /// A whole number within the bounds of the table; its default when it is absent or was reported.
+    pub(super) fn count<T: TryFrom<u64>>(&self, name: &str) -> Option<T> {
+        let (bounds, default) = match self.in_table(name) {
+            Some(Key { takes: Takes::Count { min, max, .. }, default: Some(default), .. }) => {
+                (*min..=*max, default.parse().ok()?)
+            }
+            _ => return self.not_in_table(name),
+        };
+        let number = self.value(name).map_or(Some(default), |value| self.whole_number(name, value, &bounds));
+        T::try_from(number.unwrap_or(default)).ok()
+    }
+
+    fn whole_number(&self, name: &str, value: &Value, bounds: &RangeInclusive<u64>) -> Option<u64> {
         let Some(number) = value.as_number() else {
             let hint = if value.is_string() { "take away the quotes and any unit" } else { "" };
             self.wrong(name, "a whole number", value, hint);
-            return default;
+            return None;
         };
-        match number.as_u64() {
-            Some(n) if bounds.contains(&n) => T::try_from(n).unwrap_or(default),
-            _ => {
-                let (min, max) = bounds.into_inner();
-                self.problem(name, format!("{number} is not a whole number from {min} to {max}"), "");
-                default
-            }
+        let taken = number.as_u64().filter(|n| bounds.contains(n));
+        if taken.is_none() {
+            let (min, max) = (bounds.start(), bounds.end());
+            self.problem(name, format!("{number} is not a whole number from {min} to {max}"), "");
         }
+        taken
+    }
+
+    fn in_table(&self, name: &str) -> Option<&'static Key> {
+        key::at(&join(&self.known_as, name))
+    }
+
+    /// A slip in the table itself; `every_bound_is_taken_and_what_is_beyond_is_refused` holds that there is none.
+    fn not_in_table<T>(&self, name: &str) -> Option<T> {
+        self.problem(name, "has no rule in the table of keys", "this is a mistake of kube-kms; please report it");
+        None
     }
 
     /// `true` or `false`.
@@ -144,27 +162,29 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A duration within bounds.
-    pub(super) fn duration(&self, name: &str, default: Duration, bounds: RangeInclusive<Duration>) -> Duration {
+    /// A duration within the bounds of the table; its default when it is absent or was reported.
+    pub(super) fn duration(&self, name: &str) -> Option<Duration> {
+        let parse = |text: &str| humantime::parse_duration(text).ok();
+        let table = self.in_table(name).and_then(|key| match key.takes {
+            // A word such as `never` stands for the most.
+            Takes::Duration { min, max } => Some((parse(min)?, parse(max)?, key.default.and_then(parse))),
+            _ => None,
+        });
+        let Some((min, max, default)) = table else { return self.not_in_table(name) };
+        let default = default.unwrap_or(max);
         match self.value(name) {
-            None => default,
-            Some(Value::String(text)) => {
-                let Ok(duration) = humantime::parse_duration(text) else {
-                    self.problem(name, "is not a duration", DURATION_HINT);
-                    return default;
-                };
-                if bounds.contains(&duration) {
-                    return duration;
+            None => {}
+            Some(Value::String(text)) => match parse(text) {
+                None => self.problem(name, "is not a duration", DURATION_HINT),
+                Some(duration) if (min..=max).contains(&duration) => return Some(duration),
+                Some(duration) => {
+                    let [given, min, max] = [duration, min, max].map(humantime::format_duration);
+                    self.problem(name, format!("{given} is out of bounds"), format!("from {min} to {max}"));
                 }
-                let [given, min, max] = [duration, *bounds.start(), *bounds.end()].map(humantime::format_duration);
-                self.problem(name, format!("{given} is out of bounds"), format!("from {min} to {max}"));
-                default
-            }
-            Some(other) => {
-                self.wrong(name, "a duration", other, DURATION_HINT);
-                default
-            }
+            },
+            Some(other) => self.wrong(name, "a duration", other, DURATION_HINT),
         }
+        Some(default)
     }
 
     /// One of a few words.

@@ -422,16 +422,36 @@ harden: {landlock: none, seccomp: none}
     assert_eq!(old.restart_only_changes(&parse(text).unwrap()), of_table);
 }
 
+/// Without notes a key is only named: each section and each key that stands by itself has a paragraph.
 #[test]
-fn the_reference_lists_every_key_with_its_default_and_marks() {
+fn every_section_has_a_note_in_the_reference() {
+    let notes: Vec<&str> =
+        REFERENCE.split("## Notes").nth(1).unwrap().lines().filter(|l| l.starts_with("**")).collect();
     for key in KEYS {
-        let row = REFERENCE.lines().find(|l| l.starts_with(&format!("| `{}` |", key.path)));
-        let row = row.unwrap_or_else(|| panic!("docs/configuration.md lacks a row for {}", key.path));
-        let default = key.default.map_or("none".to_owned(), |d| format!("`{d}`"));
-        let change = if key.change == Change::Reload { "reload" } else { "restart" };
-        let identity = if key.identity { "yes" } else { "" };
-        let marks = format!("| {default} | {} | {change} | {identity} |", key.takes);
-        assert_eq!(row, format!("| `{}` {marks}", key.path).replace("|  |", "| |"));
+        let top = key.path.split('.').next().unwrap();
+        assert!(notes.iter().any(|n| n.split("**").nth(1).unwrap().contains(&format!("`{top}`"))), "no note on {top}");
+    }
+}
+
+/// The other direction of `every_key_of_the_table_is_read`: what the sources read stands in the table.
+#[test]
+fn a_key_that_is_not_in_the_table_is_refused() {
+    for key in KEYS {
+        let unknown = format!("{}Q", key.path);
+        let error = parse(&at(&unknown, "1")).unwrap_err();
+        assert!(error.problems().iter().any(|p| p.what == "unknown key" && p.path == unknown), "{unknown}: {error}");
+    }
+}
+
+#[test]
+fn every_word_of_a_choice_is_taken() {
+    for key in KEYS {
+        let Takes::Choice(words) = key.takes else { continue };
+        for word in words {
+            assert!(parse(&at(key.path, word)).is_ok(), "{} {word}", key.path);
+        }
+        let listed: Vec<_> = refused(&at(key.path, "xyz")).split('`').map(str::to_owned).collect();
+        assert!(words.iter().all(|w| listed.iter().any(|l| l.contains(w))), "{}: {listed:?}", key.path);
     }
 }
 

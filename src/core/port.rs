@@ -79,11 +79,11 @@ pub trait Kek: Send + Sync + fmt::Debug {
         call: &'a KekCall,
     ) -> KekFuture<'a, Unwrapped>;
 
-    /// Permissions that are not granted, and what is lost by it. For `kube-kms check`: nothing on the way of
-    /// a request depends on it.
+    /// Permissions that are not granted and what is lost by it, a clock that differs from the KMS's. For `kube-kms check`:
+    /// nothing on the way of a request depends on it.
     ///
     /// # Errors
-    /// Those of the provider, where they say nothing about a permission.
+    /// Those of the provider, where they say nothing about a permission or the clock.
     ///
     /// # Cancel safety
     /// As [`Kek::wrap_dek`].
@@ -94,7 +94,12 @@ pub trait Kek: Send + Sync + fmt::Debug {
 
 /// What an operator should know of a KEK beyond whether it wraps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice(pub String);
+pub struct Notice {
+    /// What is so.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
 
 /// Nanoseconds since an arbitrary moment; never goes back, whatever happens to the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -33,6 +33,15 @@ pub(super) fn prepare(dir: &Path, socket_mode: u32) -> Result<(), Unfit> {
         }
         found => found,
     };
+    judge(found)
+}
+
+/// Whether the socket may be in this directory, as it is now; nothing is made.
+pub(super) fn check(dir: &Path) -> Result<(), Unfit> {
+    judge(std::fs::metadata(dir))
+}
+
+fn judge(found: io::Result<Metadata>) -> Result<(), Unfit> {
     match found {
         Ok(found) if !found.is_dir() => Err(Unfit::NotADirectory),
         // SECURITY: in such a directory any local user could put a socket of his own in our place, and be sent seeds.

@@ -218,7 +218,8 @@ impl Drop for SocketFile {
 /// Those of [`bind`] that are about the directory.
 pub fn prepare_directory(address: &SocketAddress, mode: u32) -> Result<(), BindError> {
     let Place::File(path) = address.place() else { return Ok(()) };
-    fit_directory(path.parent().unwrap_or(Path::new("/")), mode & PERMISSION_BITS)
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    directory::prepare(dir, mode & PERMISSION_BITS).map_err(unfit(dir))
 }
 
 /// Binds and listens. `mode` is the permission bits of a file socket, exact whatever the umask is.
@@ -241,6 +242,41 @@ pub fn bind(address: SocketAddress, mode: u32, existing: Takeover) -> Result<Bou
     }
 }
 
+/// Who is where a socket would be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occupant {
+    /// Nobody, and no socket either.
+    Nobody,
+    /// A socket file that nobody listens on any more.
+    Left,
+    /// A running process, and its pid when the kernel tells.
+    Listener(Option<i32>),
+}
+
+/// Looks at what [`bind`] would find, by the same rules, and changes nothing: a directory that is missing is no error, since
+/// `bind` would make it.
+///
+/// # Errors
+/// What would keep [`bind`] from binding, a listener excepted.
+pub fn look(address: &SocketAddress) -> Result<Occupant, BindError> {
+    let named = |errno: Errno| failed("name", Path::new(&address.to_string()))(errno.into());
+    let (name, nobody) = match address.place() {
+        Place::File(path) => {
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            match directory::check(dir) {
+                Err(Unfit::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nobody),
+                checked => checked.map_err(unfit(dir))?,
+            }
+            if !is_socket(path)? {
+                return Ok(Occupant::Nobody);
+            }
+            (SocketAddrUnix::new(path).map_err(named)?, Occupant::Left)
+        }
+        Place::Abstract(name) => (SocketAddrUnix::new_abstract_name(name.as_bytes()).map_err(named)?, Occupant::Nobody),
+    };
+    Ok(find_owner(&name, address)?.map_or(nobody, Occupant::Listener))
+}
+
 fn bind_file(
     path: &Path,
     address: &SocketAddress,
@@ -248,7 +284,7 @@ fn bind_file(
     existing: Takeover,
 ) -> Result<(UnixListener, Ours), BindError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
-    fit_directory(dir, mode)?;
+    directory::prepare(dir, mode).map_err(unfit(dir))?;
     let _lock = PathLock::take(path).map_err(failed("lock", path))?;
     if is_socket(path)? {
         let name = SocketAddrUnix::new(path).map_err(|e| failed("name", path)(e.into()))?;
@@ -268,12 +304,12 @@ fn bind_file(
     Ok((listener, Ours { path: path.to_owned(), pin }))
 }
 
-fn fit_directory(dir: &Path, mode: u32) -> Result<(), BindError> {
-    directory::prepare(dir, mode).map_err(|unfit| match unfit {
+fn unfit(dir: &Path) -> impl Fn(Unfit) -> BindError {
+    move |unfit| match unfit {
         Unfit::NotADirectory => BindError::NotADirectory(dir.to_owned()),
         Unfit::WorldWritable => BindError::WorldWritableDirectory(dir.to_owned()),
         Unfit::Io(source) => BindError::System { action: "create or look at", path: dir.to_owned(), source },
-    })
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> BindError {

@@ -15,6 +15,7 @@ const HELP: &[&[&str]] = &[
     &["inspect", "--help"],
     &["drill", "--help"],
     &["drill", "rehearse", "--help"],
+    &["config-reference", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],

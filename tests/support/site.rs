@@ -322,14 +322,18 @@ impl Running {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
-    /// One page of the HTTP port: the status line's code, and the body.
-    pub async fn http(&self, path: &str) -> (u16, String) {
+    /// Where the health pages are.
+    pub async fn http_address(&self) -> String {
         self.until_log("serving /metrics").await;
         let log = self.log();
         let line = log.lines().find(|l| l.contains("serving /metrics")).unwrap();
         let at = line.find("127.0.0.1:").unwrap();
-        let address: String = line[at..].chars().take_while(|c| c.is_ascii_digit() || *c == '.' || *c == ':').collect();
-        let mut stream = TcpStream::connect(address).unwrap();
+        line[at..].chars().take_while(|c| c.is_ascii_digit() || *c == '.' || *c == ':').collect()
+    }
+
+    /// One page of the HTTP port: the status line's code, and the body.
+    pub async fn http(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http_address().await).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();

@@ -9,6 +9,7 @@
 //! SPEC: AWS KMS API Reference, Encrypt, Decrypt, DescribeKey.
 
 use super::credential::Persistent;
+use super::date::DateHeader;
 use super::error::{KmsError, Op};
 use super::key_name::KeyArn;
 use super::settings::AwsSettings;
@@ -177,8 +178,13 @@ impl KmsClient {
 
     /// Asks for the state of a key.
     pub(super) async fn key_state(&self, key: &str) -> Result<Answer<KeyState>, KmsError> {
+        self.key_state_and_date(key, DateHeader::default()).await
+    }
+
+    /// As [`KmsClient::key_state`]; whatever the answer is, its time is in `date`.
+    pub(super) async fn key_state_and_date(&self, key: &str, date: DateHeader) -> Result<Answer<KeyState>, KmsError> {
         let pool = self.pool.load_full();
-        let call = pool.sdk.describe_key().key_id(key);
+        let call = pool.sdk.describe_key().key_id(key).customize().interceptor(date);
         let sent = call.send().await;
         pool.note(&sent);
         let answer = sent.map_err(|error| KmsError::from_sdk(Op::DescribeKey, &error))?;

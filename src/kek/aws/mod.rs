@@ -7,6 +7,7 @@
 
 mod client;
 mod credential;
+mod date;
 mod error;
 pub mod key_name;
 pub mod settings;
@@ -19,12 +20,13 @@ use crate::core::dek::DekBytes;
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
 use crate::core::port::{Kek, KekCall, KekFuture, Notice, Unwrapped, Wrapped};
-use crate::os::Stopwatch;
+use crate::os::{self, Stopwatch};
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use client::{Answer, KmsClient};
+use date::DateHeader;
 use error::{KmsError, Op};
 use key_name::{KeyArn, KeyName};
 use settings::{AwsSettings, SettingsError};
@@ -35,6 +37,9 @@ use std::time::Duration;
 /// What is lost without the permission.
 const NO_DESCRIBE_KEY: &str = "kms:DescribeKey is not granted: a key that is pending deletion cannot be told from one that is \
 unavailable for a while, so it coasts as an outage instead of being revoked; everything else works without it";
+const GRANT_DESCRIBE_KEY: &str = "`kube-kms manifests --kind iam` prints the policy with it";
+const SET_THE_CLOCK: &str =
+    "set it by NTP (timedatectl, chronyc tracking): AWS refuses signatures that are 5 minutes off";
 
 /// The target of this provider's log events.
 const LOG: &str = "kube_kms::kek::aws";
@@ -212,11 +217,21 @@ impl Kek for AwsKek {
     fn notices<'a>(&'a self, call: &'a KekCall) -> KekFuture<'a, Vec<Notice>> {
         Box::pin(async move {
             let key = self.key.as_str();
-            match timed(Op::DescribeKey, key, call, call.timeout, self.client.key_state(key)).await {
-                Ok(_) => Ok(Vec::new()),
-                Err(error) if error.reason() == Reason::PolicyDenied => Ok(vec![Notice(NO_DESCRIBE_KEY.to_owned())]),
-                Err(error) => Err(error.into_fault()),
+            let date = DateHeader::default();
+            let asked = self.client.key_state_and_date(key, date.clone());
+            let outcome = timed(Op::DescribeKey, key, call, call.timeout, asked).await;
+            let skew = date.skew(os::wall_clock()).map(|what| Notice { what, remedy: SET_THE_CLOCK });
+            let mut notices: Vec<Notice> = skew.into_iter().collect();
+            match outcome {
+                Ok(_) => {}
+                Err(error) if error.reason() == Reason::PolicyDenied => {
+                    notices.push(Notice { what: NO_DESCRIBE_KEY.to_owned(), remedy: GRANT_DESCRIBE_KEY });
+                }
+                // A wrong clock explains the rest.
+                Err(error) if notices.is_empty() => return Err(error.into_fault()),
+                Err(_) => {}
             }
+            Ok(notices)
         })
     }
 }

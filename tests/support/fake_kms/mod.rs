@@ -27,6 +27,7 @@ use refusal::Refusal;
 use server::{Command, Shared, lock};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -84,6 +85,7 @@ impl FakeKms {
             journal: Mutex::new(Journal::default()),
             news: watch::Sender::new(0),
             gate: watch::Sender::new(0),
+            clock_ahead: AtomicI64::new(0),
         });
         let (commands, orders) = async_mpsc::unbounded_channel();
         let (bound, binding) = mpsc::channel();
@@ -228,6 +230,11 @@ impl FakeKms {
 impl FakeKms {
     fn faults<T>(&self, act: impl FnOnce(&mut Faults) -> T) -> T {
         act(&mut lock(&self.0.shared.faults))
+    }
+
+    /// The `Date` of its answers is that many seconds ahead from now on.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.0.shared.clock_ahead.store(seconds, Ordering::Relaxed);
     }
 
     /// Every call takes this much longer. Zero ends it. A latency of one operation goes before that of [`ANY`].

@@ -8,6 +8,7 @@ use super::fault::{Failure, Faults};
 use super::journal::{Call, Journal, Outcome};
 use super::operation;
 use super::refusal::Refusal;
+use aws_sdk_kms::primitives::{DateTime, DateTimeFormat as Format};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -41,6 +43,8 @@ pub(super) struct Shared {
     pub(super) news: watch::Sender<u64>,
     /// Moves when hung calls are released.
     pub(super) gate: watch::Sender<u64>,
+    /// Seconds that its clock is ahead of ours.
+    pub(super) clock_ahead: AtomicI64,
 }
 
 /// A poisoned lock is a test that failed while it held it; the other tests' reports matter more.
@@ -235,7 +239,14 @@ async fn answer(shared: Arc<Shared>, socket: Arc<OwnedFd>, request: Request<Inco
     });
     let (status, body) = encoded(answer);
     let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
-    Ok(response(status, &request_id, body))
+    let mut response = response(status, &request_id, body);
+    let ahead = shared.clock_ahead.load(Ordering::Relaxed);
+    if ahead != 0 {
+        let now = DateTime::from(std::time::SystemTime::now()).secs();
+        let date = DateTime::from_secs(now + ahead).fmt(Format::HttpDate).unwrap();
+        response.headers_mut().insert(header::DATE, http::HeaderValue::from_str(&date).unwrap());
+    }
+    Ok(response)
 }
 
 /// The failures that are an answer.

@@ -1,0 +1,171 @@
+//! The pages are true: links lead somewhere, every reason is explained in the words of the code, every command of the program
+//! that a page names exists, and what the README says to try is tried.
+//!
+//! A block that begins with ```sh try runs as it stands, in a folder that looks like a clone in which `make run` serves.
+
+use crate::support::site::{BINARY, Site};
+use kube_kms::core::fault::Reason;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// All pages for readers, by their path from the root.
+fn pages() -> Vec<String> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut all: Vec<String> = docs.filter(|n| n.ends_with(".md")).map(|n| format!("docs/{n}")).collect();
+    all.extend(
+        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "tests/README.md", "benches/README.md"].map(str::to_owned),
+    );
+    assert!(all.len() > 12);
+    all
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase();
+    words
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn every_link_between_our_pages_leads_somewhere() {
+    let mut wrong = Vec::new();
+    for name in pages() {
+        let text = page(&name);
+        let folder = root().join(&name).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (path, fragment) = link.split_once('#').unwrap_or((link, ""));
+            if path.starts_with("http") {
+                continue;
+            }
+            let target = if path.is_empty() { root().join(&name) } else { folder.join(path) };
+            let there = target.exists()
+                && (fragment.is_empty()
+                    || std::fs::read_to_string(&target)
+                        .is_ok_and(|t| t.lines().any(|l| l.starts_with('#') && anchor(l) == fragment)));
+            if !there {
+                wrong.push(format!("{name}: {link}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_reason_is_explained_with_its_code_and_phrase() {
+    let text = page("docs/troubleshooting.md");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|l| l.starts_with("| `"))
+        .map(|l| l.split('|').map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells.len() == 8)
+        .collect();
+    for reason in Reason::ALL {
+        let named = format!("`{}`", reason.label());
+        let of_it: Vec<_> = rows.iter().filter(|cells| cells[1] == named).collect();
+        let [row] = of_it[..] else { panic!("{reason} has {} rows", of_it.len()) };
+        assert_eq!((row[2], row[3]), (reason.class().code().label(), reason.phrase()), "{reason}");
+        assert!(row[4..7].iter().all(|cell| cell.len() > 4), "{reason}: what it means, where to look, what to do");
+    }
+    assert_eq!(rows.len(), Reason::ALL.len(), "a row of a reason that is none");
+}
+
+/// `KUBE_KMS_BLESS=1` writes it anew.
+#[test]
+fn the_reference_of_the_configuration_has_the_table_of_the_code() {
+    let text = page("docs/configuration.md");
+    let (before, rest) = text.split_once("<!-- keys -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- end of keys -->\n").unwrap();
+    let table = kube_kms::config::markdown();
+    let expected = format!("{before}<!-- keys -->\n{table}<!-- end of keys -->\n{after}");
+    if std::env::var_os("KUBE_KMS_BLESS").is_some() {
+        std::fs::write(root().join("docs/configuration.md"), &expected).unwrap();
+        return;
+    }
+    for (there, of_code) in text.lines().zip(expected.lines()) {
+        assert_eq!(there, of_code, "docs/configuration.md is not what the code says; KUBE_KMS_BLESS=1 writes it");
+    }
+    assert_eq!(text.len(), expected.len(), "docs/configuration.md; KUBE_KMS_BLESS=1 writes it");
+}
+
+/// `kube-kms word` in code, over all pages.
+#[test]
+fn every_command_that_a_page_names_is_one() {
+    let help = Site::local().command(&["--help"]).stdout;
+    let help = String::from_utf8(help).unwrap();
+    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands: BTreeSet<&str> = list.lines().filter_map(|l| l.split_whitespace().next()).collect();
+    let mut seen = BTreeSet::new();
+    for name in pages() {
+        for code in page(&name).split('`').skip(1).step_by(2).flat_map(str::lines) {
+            for word in code.split("kube-kms ").skip(1).filter(|_| !code.contains("systemctl")) {
+                let word: String = word.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+                if !word.is_empty() && !word.starts_with('-') {
+                    assert!(commands.contains(word.as_str()), "{name}: {code}: {word} is no command");
+                    seen.insert(word);
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 8, "{seen:?}");
+}
+
+/// The commands of the blocks that are to be tried.
+fn to_try(text: &str) -> Vec<String> {
+    let blocks = text.split("```sh try\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.flat_map(str::lines).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_readme_says_to_try_works_as_it_is_pasted() {
+    let commands = to_try(&page("README.md"));
+    assert!(commands.len() >= 6, "{commands:?}");
+    let site = Site::local();
+    let running = site.start().await;
+    let clone = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(clone.path().join("target/debug")).unwrap();
+    let link = |from: &Path, to: &str| std::os::unix::fs::symlink(from, clone.path().join(to)).unwrap();
+    link(Path::new(BINARY), "target/debug/kube-kms");
+    link(site.dir(), ".kube-kms");
+    let has_curl = Command::new("curl").arg("--version").output().is_ok();
+    let http = running.http_address().await;
+    for command in commands {
+        if command.starts_with("curl") && !has_curl {
+            crate::support::skip::skipped("what_the_readme_says_to_try", "there is no curl");
+            continue;
+        }
+        // Only this differs from what is pasted: tests have no fixed port, and `bench` is tried at length elsewhere.
+        let shortened = command.replace("127.0.0.1:9464", &http).replace("--duration 5s", "--duration 1s");
+        let (dir, folder) = (clone.path().to_owned(), site.dir().to_owned());
+        let done = tokio::task::spawn_blocking(move || {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &shortened]).current_dir(dir).env("HOME", folder);
+            shell.output().unwrap()
+        });
+        let output = done.await.unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{command}: {}\n{out}\n{err}", output.status);
+        assert!(!out.trim().is_empty(), "{command} printed nothing");
+    }
+    running.until_ok().await;
+}
+
+#[test]
+fn the_two_commands_of_the_readme_are_there() {
+    let makefile = page("Makefile");
+    for target in ["run", "test"] {
+        assert!(page("README.md").contains(&format!("\nmake {target} ")), "make {target}");
+        assert!(makefile.contains(&format!("\n{target}: ")), "make {target}");
+    }
+}
