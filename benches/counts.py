@@ -25,8 +25,7 @@ UID = "8b4c3a0e-6f4f-4c89-9b53-5a1f0f5f1234"
 # What must never be passed, whatever the record says; writes are those of the thread that serves, to the socket.
 WRITES = {"writes": 1.01, "writes at 64": 0.1}
 TARGETS = {
-    # The aim is 42,000 instructions: reached at 64 in flight, missed by 1.5 % one at a time.
-    "Encrypt": {"instructions": 43_000, "instructions at 64": 42_000, "allocations": 26, **WRITES},
+    "Encrypt": {"instructions": 42_000, "instructions at 64": 42_000, "allocations": 26, **WRITES},
     "Decrypt": WRITES,
     "Decrypt, keyring": WRITES,
     "Status": WRITES,

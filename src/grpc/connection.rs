@@ -1,8 +1,8 @@
 //! One HTTP/2 connection: takes requests in, has them answered, and ends well.
 //!
-//! Guarantees: what has arrived together is answered together, so that the answers share one write; a request that can be answered
-//! from memory is answered on the spot, anything else in a task of its own, so that nothing waits for it; after `stop` there is
-//! a GOAWAY, and running calls end. Refuses to know what a request asks. SPEC: RFC 9113.
+//! Guarantees: what arrives together is answered together, so that the answers share one write (the first of a crowd may have one of
+//! its own); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
+//! waits for it; after `stop` there is a GOAWAY, and running calls end. Refuses to know what a request asks. SPEC: RFC 9113.
 
 use crate::grpc::server::KmsServer;
 use crate::service::peer::Peer;
@@ -52,14 +52,14 @@ where
         return;
     };
     let mut is_stopping = false;
-    let mut arrived = Vec::new();
+    let (mut arrived, mut rhythm) = (Vec::new(), Rhythm::default());
     loop {
         let is_open = poll_fn(|cx| {
             if !is_stopping && stopped.as_mut().poll(cx).is_ready() {
                 connection.graceful_shutdown();
                 is_stopping = true;
             }
-            take_in(&mut connection, &mut arrived, cx)
+            take_in(&mut connection, &mut arrived, &mut rhythm, cx)
         });
         let is_open = is_open.await;
         for (request, to) in arrived.drain(..) {
@@ -92,20 +92,63 @@ fn settings() -> Builder {
     settings
 }
 
-/// Everything that is there, and sends what waits to be sent; `false` when the connection is over.
-fn take_in<C>(connection: &mut Connection<C, Bytes>, arrived: &mut Vec<Arrival>, cx: &mut Context<'_>) -> Poll<bool>
+/// Requests one at a time, in a row, after which the next is taken for one of them.
+const SINGLES: u8 = 8;
+
+/// Whether requests come one at a time or together. To look whether there is another costs as much as all our own work, so a client
+/// that has sent them one at a time has the next one answered before the look; a wrong guess costs one write, nothing else.
+#[derive(Debug, Default)]
+struct Rhythm {
+    /// Requests since there was none.
+    seen: usize,
+    /// Requests in a row that were the only one.
+    singles: u8,
+}
+
+impl Rhythm {
+    /// Takes note of a request; whether it is answered before the next is looked for.
+    const fn is_alone(&mut self) -> bool {
+        self.seen = self.seen.saturating_add(1);
+        self.seen == 1 && self.singles >= SINGLES
+    }
+
+    /// Takes note that no request is left. A look for nothing (h2 had something to send) says nothing about the client.
+    const fn rest(&mut self) {
+        self.singles = match std::mem::replace(&mut self.seen, 0) {
+            0 => self.singles,
+            1 => self.singles.saturating_add(1),
+            _ => 0,
+        };
+    }
+}
+
+/// What is there and is to be answered together, and sends what waits to be sent; `false` when the connection is over.
+fn take_in<C>(
+    connection: &mut Connection<C, Bytes>,
+    arrived: &mut Vec<Arrival>,
+    rhythm: &mut Rhythm,
+    cx: &mut Context<'_>,
+) -> Poll<bool>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     loop {
         match connection.poll_accept(cx) {
-            Poll::Ready(Some(Ok(arrival))) => arrived.push(arrival),
+            Poll::Ready(Some(Ok(arrival))) => {
+                arrived.push(arrival);
+                if rhythm.is_alone() {
+                    return Poll::Ready(true);
+                }
+            }
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "a connection broke off");
                 return Poll::Ready(false);
             }
             Poll::Ready(None) => return Poll::Ready(false),
-            Poll::Pending if arrived.is_empty() => return Poll::Pending,
+            Poll::Pending if arrived.is_empty() => {
+                rhythm.rest();
+                return Poll::Pending;
+            }
             Poll::Pending => return Poll::Ready(true),
         }
     }
@@ -122,4 +165,27 @@ async fn give_way() {
         Poll::Pending
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_came_one_at_a_time_are_answered_at_once_and_after_a_crowd_they_are_gathered() {
+        let mut rhythm = Rhythm::default();
+        let mut alone = |requests| {
+            let alone: Vec<bool> = (0..requests).map(|_| rhythm.is_alone()).collect();
+            rhythm.rest();
+            rhythm.rest();
+            alone
+        };
+        for _ in 0..SINGLES {
+            assert_eq!(alone(1), [false]);
+        }
+        assert_eq!(alone(1), [true]);
+        assert_eq!(alone(3), [true, false, false], "the first of a crowd is not known to be one");
+        assert_eq!(alone(3), [false; 3]);
+        assert_eq!(alone(1), [false]);
+    }
 }

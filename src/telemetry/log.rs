@@ -9,15 +9,16 @@ use crate::os::wall_clock;
 use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
-use tracing::Subscriber;
 use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 use tracing_subscriber::fmt::time::FormatTime;
-use tracing_subscriber::fmt::{self as lines, MakeWriter};
+use tracing_subscriber::fmt::{self as lines, FmtContext, FormatEvent, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Registry, reload};
 
 /// The target of everything that this crate logs.
@@ -154,7 +155,8 @@ where
     // With log_internal_errors a failed write is itself printed, and printing to a stderr that is gone panics.
     let layer = lines::layer().with_timer(WallClock).with_writer(to).with_ansi(ansi).log_internal_errors(false);
     let layer = match format {
-        LogFormat::Text => layer.fmt_fields(EscapedFields).boxed(),
+        LogFormat::Text if ansi => layer.fmt_fields(EscapedFields).boxed(),
+        LogFormat::Text => layer.fmt_fields(EscapedFields).event_format(PlainText).boxed(),
         LogFormat::Json => {
             layer.json().flatten_event(true).with_current_span(true).with_span_list(false).with_ansi(false).boxed()
         }
@@ -172,6 +174,51 @@ impl FormatTime for WallClock {
     }
 }
 
+/// A line without colours, as the library's own format has it, but put together in one piece: there is one for every request, and
+/// the library goes through a `dyn Write` for each of its thirty parts.
+#[derive(Debug)]
+struct PlainText;
+
+/// Bytes that the line of a request needs, and then some.
+const LINE_USUAL: usize = 320;
+
+impl<S, N> FormatEvent<S, N> for PlainText
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = String::with_capacity(LINE_USUAL);
+        write!(line, "{}", humantime::format_rfc3339_micros(wall_clock()))?;
+        line.push_str(match *event.metadata().level() {
+            Level::ERROR => " ERROR ",
+            Level::WARN => "  WARN ",
+            Level::INFO => "  INFO ",
+            Level::DEBUG => " DEBUG ",
+            Level::TRACE => " TRACE ",
+        });
+        let mut is_inside = false;
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            is_inside = true;
+            line.push_str(span.name());
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>().filter(|fields| !fields.is_empty()) {
+                write!(line, "{{{fields}}}")?;
+            }
+            line.push(':');
+        }
+        if is_inside {
+            line.push(' ');
+        }
+        line.push_str(event.metadata().target());
+        line.push_str(": ");
+        let mut fields = Line { to: line, is_empty: true, written: Ok(()) };
+        event.record(&mut fields);
+        fields.written?;
+        fields.to.push('\n');
+        to.write_str(&fields.to)
+    }
+}
+
 /// `message key=value …`; a value with anything but plain characters is quoted and escaped.
 #[derive(Debug)]
 struct EscapedFields;
@@ -184,13 +231,13 @@ impl<'w> FormatFields<'w> for EscapedFields {
     }
 }
 
-struct Line<'w> {
-    to: Writer<'w>,
+struct Line<W> {
+    to: W,
     is_empty: bool,
     written: fmt::Result,
 }
 
-impl Line<'_> {
+impl<W: fmt::Write> Line<W> {
     fn field(&mut self, name: &str, value: &str) {
         if self.written.is_ok() {
             self.written = self.write(name, value);
@@ -227,7 +274,7 @@ impl Line<'_> {
     }
 }
 
-impl Visit for Line<'_> {
+impl<W: fmt::Write> Visit for Line<W> {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.record_debug(field, &format_args!("{value}")),
@@ -256,9 +303,9 @@ fn is_plain(value: &str) -> bool {
 }
 
 /// Writes the sentence of a line, without quotes around it.
-struct Escaping<'a, 'w>(&'a mut Writer<'w>);
+struct Escaping<'a, W>(&'a mut W);
 
-impl fmt::Write for Escaping<'_, '_> {
+impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
             return self.0.write_str(text);
@@ -315,6 +362,30 @@ mod tests {
             rest.trim_start(),
             "INFO kube_kms::telemetry::log::tests: an RPC failed uid=u-1 code=14 reason=kms-unreachable \
              text=\"two words\" empty=\"\""
+        );
+    }
+
+    #[test]
+    fn a_line_without_colours_is_what_the_library_would_write() {
+        let log_all = || {
+            error!(n = 1, "x");
+            warn!(target: "kube_kms::elsewhere", text = "two words", "two words");
+            let outer = info_span!("outer", uid = "u-1");
+            outer.in_scope(|| info_span!("inner").in_scope(|| info!("inside")));
+            debug!(no = "message");
+            trace!("5");
+        };
+        let captured = Captured::default();
+        let to = captured.clone();
+        let library = lines::layer().with_writer(move || to.clone()).with_ansi(false).fmt_fields(EscapedFields);
+        with_default(Registry::default().with(library.with_timer(WallClock)), log_all);
+        let theirs = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        let ours = logged(LogFormat::Text, LogLevel::Trace, |_| log_all());
+        let after_time = |line: &str| line.split_once(' ').unwrap().1.to_owned();
+        assert_eq!(ours.len(), 5);
+        assert_eq!(
+            ours.iter().map(|l| after_time(l)).collect::<Vec<_>>(),
+            theirs.lines().map(after_time).collect::<Vec<_>>()
         );
     }
 
