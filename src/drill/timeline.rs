@@ -1,6 +1,6 @@
 //! Every change of what each plugin's Status says, from the first step to the last, on one clock.
 //!
-//! Guarantees: one connection and one task for each plugin, which asks every 50 ms; they end with this. A plugin that is
+//! Guarantees: one connection and one task for each plugin, which asks every 50 ms or as told; they end with this. A plugin that is
 //! not there is an entry too.
 
 use crate::client::kms::{KmsClient, Target};
@@ -8,7 +8,7 @@ use crate::core::port::{Clock, Moment};
 use crate::drill::claim::millis;
 use crate::drill::task::Tasks;
 use crate::os::MonotonicClock;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const EVERY: Duration = Duration::from_millis(50);
 const KEPT: usize = 5000;
 
 /// From this moment on the Status of that plugin was this.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seen {
     /// Milliseconds since the drill began.
@@ -36,22 +36,32 @@ pub struct Seen {
 pub(crate) struct Timeline {
     seen: Arc<Mutex<Vec<Seen>>>,
     clock: Arc<MonotonicClock>,
+    /// What the drill is older than the clock: it was resumed.
+    before_ms: u64,
+    every: Duration,
     tasks: Tasks,
 }
 
 impl Timeline {
     pub(crate) fn new() -> Self {
-        Self { seen: Arc::default(), clock: Arc::new(MonotonicClock::new()), tasks: Tasks::default() }
+        Self::resumed(Vec::new(), 0, EVERY)
+    }
+
+    /// Goes on with what was seen before, asking this often.
+    pub(crate) fn resumed(seen: Vec<Seen>, before_ms: u64, every: Duration) -> Self {
+        let seen = Arc::new(Mutex::new(seen));
+        Self { seen, clock: Arc::new(MonotonicClock::new()), before_ms, every, tasks: Tasks::default() }
     }
 
     /// Milliseconds since the drill began.
     pub(crate) fn now_ms(&self) -> u64 {
-        millis(self.clock.now().since(Moment(0)))
+        millis(self.clock.now().since(Moment(0))).saturating_add(self.before_ms)
     }
 
     /// Watches one more plugin.
     pub(crate) fn watch(&mut self, node: &str, target: Target, timeout: Duration) {
         let (node, seen, clock) = (node.to_owned(), Arc::clone(&self.seen), Arc::clone(&self.clock));
+        let (before_ms, every) = (self.before_ms, self.every);
         self.tasks.spawn(async move {
             let mut client: Option<KmsClient> = None;
             loop {
@@ -66,10 +76,16 @@ impl Timeline {
                     Ok(status) => (Some(status.key_id), status.healthz),
                     Err(code) => (None, code),
                 };
-                note(&seen, Seen { at_ms: millis(clock.now().since(Moment(0))), node: node.clone(), key_id, health });
-                tokio::time::sleep(EVERY).await;
+                let at_ms = millis(clock.now().since(Moment(0))).saturating_add(before_ms);
+                note(&seen, Seen { at_ms, node: node.clone(), key_id, health });
+                tokio::time::sleep(every).await;
             }
         });
+    }
+
+    /// What somebody else has seen, now.
+    pub(crate) fn note(&self, node: &str, key_id: Option<String>, health: String) {
+        note(&self.seen, Seen { at_ms: self.now_ms(), node: node.to_owned(), key_id, health });
     }
 
     /// The last word of that plugin.
