@@ -7,6 +7,7 @@ use crate::drill::claim::StepReport;
 use crate::drill::live::plan::{LiveError, LivePlan};
 use crate::drill::timeline::Seen;
 use crate::durable::{self, Existing};
+use crate::etcd::tally::Tally;
 use crate::etcd::verdict::{is_named, key_id_hash};
 use crate::os::wall_clock;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,13 @@ impl Key {
 
     pub(crate) fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The key_id that a hash is of, when something in etcd is under it.
+    pub(crate) fn learn(&mut self, tally: &Tally) {
+        if let Some(group) = tally.groups().into_iter().find(|group| self.is(&group.key_id)) {
+            self.0.clone_from(&group.key_id);
+        }
     }
 }
 

@@ -202,7 +202,11 @@ impl Live {
             let prefix = String::from_utf8_lossy(&self.plan.scan.prefix);
             return Err(format!("etcd has nothing under {prefix}: is that kube-apiserver's --etcd-prefix?"));
         }
-        Ok(census.tally())
+        let tally = census.tally();
+        for key in [&mut self.state.old, &mut self.state.new].into_iter().flatten() {
+            key.learn(&tally);
+        }
+        Ok(tally)
     }
 
     /// The key_id that etcd has an object of ours under.

@@ -59,7 +59,8 @@ async fn run(w: &mut Live, sheet: &mut Sheet) -> Result<(), String> {
     }
     let tally = w.scan().await;
     sheet.judge(5, tally.as_ref().map(describe).map_err(Clone::clone));
-    let (key, tally) = (key?, tally?);
+    let (mut key, tally) = (key?, tally?);
+    key.learn(&tally);
     w.state.resources = under(&tally, &key).into_keys().collect();
     sheet.number("objects", tally.all().objects);
     sheet.number("objectsUnderTheKey", under(&tally, &key).values().sum());
