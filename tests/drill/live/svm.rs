@@ -76,11 +76,11 @@ async fn a_migration_that_fails_is_begun_anew_by_a_resumed_drill() {
 async fn a_migration_that_succeeds_and_leaves_objects_is_found_out_by_the_scan() {
     let Ok(field) = Field::new().await else { return skipped("drill run, lies", "no etcd") };
     field.api.cluster().controller = Controller::Lies;
-    let ended = field.drill(&["--yes", "migrate"]).await;
+    let ended = field.drill(&["--create-objects", "2", "--yes", "seed,migrate"]).await;
     assert_eq!(ended.status, 6);
     assert_eq!(ended.claim("7.2").0, "held");
     let (verdict, detail) = ended.claim("7.3");
-    assert!(verdict == "did not hold" && detail.contains("20 of secrets are still under"), "{detail}");
+    assert!(verdict == "did not hold" && detail.contains("22 of secrets are still under"), "{detail}");
     assert_eq!(ended.claim("8.1").0, "not tried");
 }
 
