@@ -143,6 +143,8 @@ impl Sheet {
     }
 
     fn set(&mut self, n: usize, verdict: Verdict, detail: String) {
+        // SECURITY: a detail may quote what stands in etcd, and goes to a terminal.
+        let detail = plain(&detail);
         let Some(entry) = n.checked_sub(1).and_then(|at| self.entries.get_mut(at)) else { return };
         // INVARIANT: a later success does not hide a failure (test `what_did_not_hold_never_holds_again`).
         if entry.as_ref().is_none_or(|(before, _)| *before != Verdict::DidNotHold) {
@@ -179,6 +181,17 @@ impl Sheet {
     }
 }
 
+/// Without what a terminal would obey.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    let escaped = |c: char| match c {
+        '\n' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
 /// Whole milliseconds.
 #[must_use]
 pub fn millis(time: Duration) -> u64 {
@@ -209,6 +222,13 @@ mod tests {
             ]
         );
         assert_eq!((report.verdict, report.took_ms), (Verdict::DidNotHold, 5));
+    }
+
+    #[test]
+    fn a_detail_has_nothing_that_a_terminal_obeys() {
+        let mut sheet = Sheet::new(&STEP);
+        sheet.judge_if(1, true, "k\u{1b}[2J");
+        assert_eq!(sheet.close("x", Duration::ZERO).claims[0].detail, "k\\u{1b}[2J");
     }
 
     #[test]

@@ -12,6 +12,7 @@ const HELP: &[&[&str]] = &[
     &["conformance", "--help"],
     &["drill", "--help"],
     &["drill", "rehearse", "--help"],
+    &["drill", "run", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],

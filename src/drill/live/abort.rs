@@ -3,6 +3,7 @@
 //! Guarantees: nothing of the rotation is undone (a key_id that was left is never reported again); a migration that runs is left
 //! to run, because half of one is worse, and is named.
 
+use crate::drill::claim::plain;
 use crate::drill::live::migration::{self, Phase};
 use crate::drill::live::objects;
 use crate::drill::live::world::{Live, describe, under};
@@ -46,7 +47,7 @@ pub(crate) async fn abort(w: &mut Live) -> Vec<String> {
              under it later (docs/rotation.md)"
         ),
     });
-    lines
+    lines.iter().map(|line| plain(line)).collect()
 }
 
 /// Which key writes.

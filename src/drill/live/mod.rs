@@ -75,6 +75,7 @@ pub async fn run(
         let (report, is_complete) = tokio::select! {
             played = play_one(scene, &mut live, &*progress) => played,
             () = &mut interrupted => {
+                live.keep().map_err(LiveError::State)?;
                 return Err(LiveError::Interrupted(live.state.steps.len().saturating_add(1)));
             }
         };

@@ -89,6 +89,8 @@ pub(crate) struct State {
     pub(crate) new: Option<Key>,
     /// Resources that had objects under the old key.
     pub(crate) resources: Vec<String>,
+    /// The KMS was asked to rotate: it is not asked twice, whatever became of the drill.
+    pub(crate) asked_kms: bool,
     /// On the drill's clock.
     pub(crate) rotated_ms: u64,
     pub(crate) rotated_unix: u64,
@@ -137,6 +139,7 @@ impl State {
             old: None,
             new: None,
             resources: Vec::new(),
+            asked_kms: false,
             rotated_ms: 0,
             rotated_unix: 0,
             converged: false,

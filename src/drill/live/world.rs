@@ -4,6 +4,7 @@
 //! in the state file before it is made. Refuses to know the order of the steps.
 
 use crate::client::kms::KmsClient;
+use crate::drill::claim::plain;
 use crate::drill::live::cluster::{ApiError, Server};
 use crate::drill::live::exposition::Facts;
 use crate::drill::live::plan::{LiveError, LivePlan};
@@ -68,11 +69,11 @@ impl Live {
     }
 
     pub(crate) fn doing(&self, what: &str) {
-        self.progress.0.doing(what, 0, 0);
+        self.progress.0.doing(&plain(what), 0, 0);
     }
 
     pub(crate) fn note(&self, text: &str) {
-        self.progress.0.note(text);
+        self.progress.0.note(&plain(text));
     }
 
     /// Keeps what was done.

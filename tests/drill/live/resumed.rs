@@ -1,6 +1,8 @@
 //! A drill that is killed goes on where it was.
 
 use super::{Field, NEW, end, until_state};
+use crate::support::fake_kms::FakeKms;
+use crate::support::site::ALIAS;
 use crate::support::skipped;
 use serde_json::{Value, json};
 
@@ -46,4 +48,29 @@ async fn the_passive_alternative_waits_for_three_minutes_and_the_rest() {
         assert_eq!(ended.status, status, "{ago}: {}\n{}", ended.out, ended.log);
     }
     assert_eq!(field.api.cluster().asked.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumed_drill_does_not_rotate_twice() {
+    let Ok(field) = Field::new().await else { return skipped("drill run, rotates once", "no etcd") };
+    let kms = FakeKms::start();
+    kms.create_key(ALIAS);
+    let (arn, url) = (kms.key_arn(ALIAS), kms.url());
+    let arguments =
+        ["--rotate-kek", &arn, "--kms-endpoint", &url, "--create-objects", "2", "--yes", "seed,rotate,migrate"];
+    let running = field.start(&arguments);
+    tokio::task::block_in_place(|| {
+        crate::drill::run::until("the KMS rotates", || kms.successful_calls("RotateKeyOnDemand") == 1);
+    });
+    // No API server has moved, so the drill cannot know that it was a success.
+    running.signal(rustix::process::Signal::TERM);
+    let ended = end(running).await;
+    assert_eq!(ended.status, 1, "{}", ended.log);
+    assert!(ended.log.contains("interrupted in step 3") && ended.log.contains("--resume goes on"), "{}", ended.log);
+    let running = field.start(&[&arguments[..], &["--resume"]].concat());
+    running.until_log("it is not asked again").await;
+    [0, 1].iter().for_each(|at| field.api.move_to(*at, NEW));
+    let ended = end(running).await;
+    assert_eq!(ended.status, 0, "{}\n{}", ended.out, ended.log);
+    assert_eq!(kms.calls("RotateKeyOnDemand"), 1);
 }

@@ -41,6 +41,10 @@ async fn run(w: &mut Live, sheet: &mut Sheet) -> Result<(), String> {
     let mut named = sockets(w, sheet).await;
     let facts = servers(w, sheet).await;
     choose_providers(w, &named, &facts);
+    // INVARIANT: with no provider to look at, everybody would have moved at once.
+    if !w.servers.is_empty() && w.state.providers.is_empty() {
+        sheet.judge(2, Err("no API server polls a provider that is under the key that the plugins name".to_owned()));
+    }
     for (server, facts) in &facts {
         for provider in &w.state.providers {
             match facts.status(provider) {

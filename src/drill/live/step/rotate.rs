@@ -2,7 +2,7 @@
 
 use crate::drill::claim::{Sheet, Step};
 use crate::drill::live::state::Key;
-use crate::drill::live::world::Live;
+use crate::drill::live::world::{Live, RPC_TIMEOUT};
 use crate::drill::script::Playing;
 use crate::os::Stopwatch;
 
@@ -20,6 +20,10 @@ pub(crate) fn play<'a>(w: &'a mut Live, sheet: &'a mut Sheet) -> Playing<'a> {
 async fn run(w: &mut Live, sheet: &mut Sheet) -> Result<(), String> {
     let old = w.old()?;
     w.not_dry("rotate the KEK, or wait until you have done so")?;
+    let watch = Stopwatch::start();
+    while w.plan.sockets.iter().any(|(name, _)| w.timeline.last(name).is_none()) && watch.elapsed() < RPC_TIMEOUT {
+        w.pause().await;
+    }
     let by = match seen(w, &old).await {
         // It came while the drill was interrupted.
         Some(_) => "it was rotated already".to_owned(),
@@ -60,8 +64,8 @@ async fn seen(w: &Live, old: &Key) -> Option<Key> {
 
 #[cfg(feature = "aws")]
 async fn rotate(w: &mut Live, sheet: &mut Sheet) -> Result<String, String> {
-    use crate::drill::admin::KekAdmin;
     use crate::drill::admin::aws::{AwsAdmin, Rotation};
+    use crate::drill::admin::{AdminError, KekAdmin};
 
     let Some(kek) = w.plan.rotate.clone() else { return Ok(by_hand(w)) };
     let rotation = match kek.to {
@@ -70,11 +74,25 @@ async fn rotate(w: &mut Live, sheet: &mut Sheet) -> Result<String, String> {
     };
     let mut admin = AwsAdmin::new(kek.key, kek.region, kek.endpoint.as_deref(), rotation).await;
     let instruction = admin.instruction();
+    // INVARIANT: a resumed drill does not rotate twice (test `a_resumed_drill_does_not_rotate_twice`).
+    if w.state.asked_kms {
+        w.note(&format!(
+            "the KMS was asked to rotate before; it is not asked again. If it has not rotated: {instruction}"
+        ));
+        return Ok("rotated by the drill, before it was resumed".to_owned());
+    }
     w.confirm("rotate", &format!("Rotate now ({instruction})? It is not undone.")).await?;
-    admin.rotate().await.map_err(|error| {
-        sheet.judge(1, Err(format!("{error}; by hand: {instruction}")));
-        "the KEK was not rotated".to_owned()
-    })
+    w.state.asked_kms = true;
+    w.keep()?;
+    match admin.rotate().await {
+        Ok(done) => Ok(done),
+        Err(error) => {
+            // Without an answer nobody knows whether it has rotated.
+            w.state.asked_kms = matches!(error, AdminError::Failed(_));
+            sheet.judge(1, Err(format!("{error}; by hand: {instruction}")));
+            Err("the KEK was not rotated".to_owned())
+        }
+    }
 }
 
 #[cfg(not(feature = "aws"))]
