@@ -4,5 +4,6 @@
 mod aws;
 mod bad;
 mod ended;
+mod live;
 mod local;
 mod run;

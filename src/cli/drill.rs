@@ -1,5 +1,7 @@
 //! `kube-kms drill`: walks the whole rotation and tests every claim of it.
 
+mod run;
+
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
 use crate::drill::claim::{Step, StepReport};
@@ -26,6 +28,8 @@ pub(super) struct Arguments {
 enum Drill {
     /// Rehearse a rotation in a sandbox: real plugins, simulated API servers, ten steps, every claim tested
     Rehearse(Rehearse),
+    /// Walk a rotation on a live cluster: the same ten steps on its plugins, API servers and etcd; asks before what cannot be undone
+    Run(Box<run::Run>),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -91,27 +95,43 @@ fn objects(text: &str) -> Result<usize, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let Drill::Rehearse(arguments) = &arguments.drill;
-    let plan = plan(arguments)?;
-    // Not after a minute.
-    if let Some(path) = &arguments.report {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        folder.map_or(Ok(()), |folder| std::fs::metadata(folder).map(|_| ())).map_err(|e| unwritable(path, &e))?;
+    match &arguments.drill {
+        Drill::Rehearse(arguments) => rehearse(arguments),
+        Drill::Run(arguments) => run::run(arguments),
     }
+}
+
+fn progress() -> Arc<dyn Progress> {
+    if std::io::stderr().is_terminal() { Arc::new(Live(ProgressBar::new_spinner())) } else { Arc::new(Lines) }
+}
+
+/// Before the drill, and not after an hour.
+fn writable(report: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = report else { return Ok(()) };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or(Ok(()), |folder| std::fs::metadata(folder).map(|_| ())).map_err(|e| unwritable(path, &e))
+}
+
+fn rehearse(arguments: &Rehearse) -> Result<Exit, Failure> {
+    let plan = plan(arguments)?;
+    writable(arguments.report.as_deref())?;
     let runtime = super::runtime()?;
-    let progress: Arc<dyn Progress> =
-        if std::io::stderr().is_terminal() { Arc::new(Live(ProgressBar::new_spinner())) } else { Arc::new(Lines) };
+    let progress = progress();
     let report = runtime.block_on(async {
         let interrupted = interrupted()?;
         crate::drill::rehearse(plan, progress, interrupted).await.map_err(|error| failure(&error))
     })?;
-    let text = match arguments.output {
-        Format::Text => render::text(&report),
-        Format::Markdown => render::markdown(&report),
-        Format::Json => json(&report),
+    print(&report, arguments.output, arguments.report.as_deref())
+}
+
+fn print(report: &Report, format: Format, to: Option<&Path>) -> Result<Exit, Failure> {
+    let text = match format {
+        Format::Text => render::text(report),
+        Format::Markdown => render::markdown(report),
+        Format::Json => json(report),
     };
     output::raw(text.as_bytes());
-    if let Some(path) = &arguments.report {
+    if let Some(path) = to {
         durable::write(path, text.as_bytes(), Existing::Replace).map_err(|error| unwritable(path, &error))?;
     }
     Ok(if report.passed { Exit::Done } else { Exit::VerificationFailed })
@@ -233,6 +253,10 @@ impl Progress for Live {
             self.0.finish_and_clear();
         }
     }
+
+    fn confirm(&self, question: &str) -> bool {
+        self.0.suspend(|| output::confirm(question))
+    }
 }
 
 impl Drop for Live {
@@ -255,5 +279,9 @@ impl Progress for Lines {
 
     fn ended(&self, report: &StepReport) {
         output::error(&format!("{}\n", step_line(report)));
+    }
+
+    fn confirm(&self, question: &str) -> bool {
+        output::confirm(question)
     }
 }

@@ -50,8 +50,6 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Put load on a plugin and print latencies, failures and what each call costs
     Bench(bench::Arguments),
-    /// Print every key of the configuration: default, bounds, what it does
-    ConfigReference(config_reference::Arguments),
     /// Say which keys are in use in etcd, and whether the old ones may be retired
     Scan(scan::Arguments),
     /// Decode one stored value, field by field, and say whether it opens
@@ -62,6 +60,8 @@ enum Command {
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
     Manifests(manifests::Arguments),
+    /// Print every key of the configuration: default, bounds, what it does
+    ConfigReference(config_reference::Arguments),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  kube-kms completions bash > /etc/bash_completion.d/kube-kms")]
     Completions {
@@ -98,12 +98,12 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
-        Command::ConfigReference(arguments) => config_reference::run(&arguments),
         Command::Scan(arguments) => scan::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Drill(arguments) => drill::run(&arguments),
         Command::Keyring(arguments) => keyring::run(&arguments),
         Command::Manifests(arguments) => manifests::run(&arguments),
+        Command::ConfigReference(arguments) => config_reference::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "kube-kms", &mut script);

@@ -1,7 +1,7 @@
 //! The only place that prints. A reader that went away (`| head`) is not an error.
 
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -32,6 +32,23 @@ pub fn json(value: &impl Serialize) {
 /// Prints what went wrong to stderr.
 pub fn error(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Asks on stderr and waits for an answer on stdin. Yes is `y` or `yes`; no, when there is no terminal to ask.
+pub fn confirm(question: &str) -> bool {
+    if !is_interactive() {
+        return false;
+    }
+    error(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
+/// Whether somebody can be asked.
+#[must_use]
+pub fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 /// Shows what a long command is at, on stderr when that is a terminal. The next text takes its place; an empty one clears

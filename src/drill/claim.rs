@@ -3,7 +3,8 @@
 //! Guarantees: every claim of a step that was begun ends as held, not held or not tried, with the reason; what did not hold
 //! once never becomes held. Refuses to know how a claim is tested.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -36,6 +37,15 @@ impl Serialize for Verdict {
     }
 }
 
+impl<'de> Deserialize<'de> for Verdict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let all = [Self::Held, Self::DidNotHold, Self::NotTried];
+        let found = all.into_iter().find(|verdict| verdict.label() == text);
+        found.ok_or_else(|| de::Error::custom(format!("{text:?} is no verdict")))
+    }
+}
+
 /// One step of a drill: its claims have the numbers 1 to n in this order.
 #[derive(Debug)]
 pub struct Step {
@@ -50,13 +60,13 @@ pub struct Step {
 }
 
 /// One claim and how it ended.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// Step and place in it: `4.2`.
     pub number: String,
     /// What is claimed.
-    pub claim: &'static str,
+    pub claim: Cow<'static, str>,
     /// How it ended.
     pub verdict: Verdict,
     /// What was seen, with numbers; or why it was not tried.
@@ -64,15 +74,15 @@ pub struct Claim {
 }
 
 /// One step and how it ended.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StepReport {
     /// 1 to 10.
     pub number: u8,
     /// One word.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// When it passes.
-    pub passes_when: &'static str,
+    pub passes_when: Cow<'static, str>,
     /// The worst of its claims; held when at least one was tried and all that were tried held.
     pub verdict: Verdict,
     /// How long it took.
@@ -116,6 +126,12 @@ impl Sheet {
         self.set(n, Verdict::NotTried, why.into());
     }
 
+    /// Whether a claim did not hold so far.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.entries.iter().flatten().any(|(verdict, _)| *verdict == Verdict::DidNotHold)
+    }
+
     /// Something that was measured.
     pub fn number(&mut self, name: impl Into<String>, value: u64) {
         self.numbers.insert(name.into(), value);
@@ -127,6 +143,8 @@ impl Sheet {
     }
 
     fn set(&mut self, n: usize, verdict: Verdict, detail: String) {
+        // SECURITY: a detail may quote what stands in etcd, and goes to a terminal.
+        let detail = plain(&detail);
         let Some(entry) = n.checked_sub(1).and_then(|at| self.entries.get_mut(at)) else { return };
         // INVARIANT: a later success does not hide a failure (test `what_did_not_hold_never_holds_again`).
         if entry.as_ref().is_none_or(|(before, _)| *before != Verdict::DidNotHold) {
@@ -142,7 +160,7 @@ impl Sheet {
             .zip(claims.iter().zip(self.entries))
             .map(|(n, (claim, entry))| {
                 let (verdict, detail) = entry.unwrap_or_else(|| (Verdict::NotTried, because.to_owned()));
-                Claim { number: format!("{number}.{n}"), claim, verdict, detail }
+                Claim { number: format!("{number}.{n}"), claim: Cow::Borrowed(claim), verdict, detail }
             })
             .collect();
         let has = |verdict| claims.iter().any(|claim| claim.verdict == verdict);
@@ -151,8 +169,27 @@ impl Sheet {
             (false, true) => Verdict::Held,
             (false, false) => Verdict::NotTried,
         };
-        StepReport { number, name, passes_when, verdict, took_ms: millis(took), claims, numbers: self.numbers }
+        StepReport {
+            number,
+            name: name.into(),
+            passes_when: passes_when.into(),
+            verdict,
+            took_ms: millis(took),
+            claims,
+            numbers: self.numbers,
+        }
     }
+}
+
+/// Without what a terminal would obey.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    let escaped = |c: char| match c {
+        '\n' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// Whole milliseconds.
@@ -185,6 +222,13 @@ mod tests {
             ]
         );
         assert_eq!((report.verdict, report.took_ms), (Verdict::DidNotHold, 5));
+    }
+
+    #[test]
+    fn a_detail_has_nothing_that_a_terminal_obeys() {
+        let mut sheet = Sheet::new(&STEP);
+        sheet.judge_if(1, true, "k\u{1b}[2J");
+        assert_eq!(sheet.close("x", Duration::ZERO).claims[0].detail, "k\\u{1b}[2J");
     }
 
     #[test]

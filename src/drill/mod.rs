@@ -1,13 +1,14 @@
 //! Drills: walk the whole rotation and test every claim of it, in ten steps.
 //!
-//! [`rehearse`] does it in a sandbox: the real binary as child processes, API server simulators in front, objects in memory.
-//! Steps, claims, reports and the order of things ([`claim`], [`script`], [`report`]) know nothing of the sandbox, so that a
-//! drill on a live cluster can use them with a world of its own. Guarantees: whatever the drill started ends with it. Refuses
+//! [`live::run`] does it on a cluster. [`rehearse`] does it in a sandbox: the real binary as child processes, API server simulators in front, objects in memory.
+//! Steps, claims, reports and the order of things ([`claim`], [`script`], [`report`]) know nothing of the sandbox, so that each
+//! drill has a world of its own. Guarantees: whatever the drill started ends with it. Refuses
 //! to know who prints.
 
 mod admin;
 pub mod claim;
 mod front;
+pub mod live;
 mod load;
 mod node;
 pub mod plan;

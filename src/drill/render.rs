@@ -53,7 +53,13 @@ fn summary(report: &Report) -> String {
 /// For a terminal. Writing to a String cannot fail.
 #[must_use]
 pub fn text(report: &Report) -> String {
-    let mut out = format!("rehearsal on a {} KEK, {} objects, begun {}\n", report.kek, report.objects, report.began);
+    let mut out = match report.drill {
+        "run" => format!(
+            "drill on a cluster, {}, {} objects of its own, begun {}\n",
+            report.kek, report.objects, report.began
+        ),
+        _ => format!("rehearsal on a {} KEK, {} objects, begun {}\n", report.kek, report.objects, report.began),
+    };
     for step in &report.steps {
         let _ = write!(out, "\n{}\n      {}\n", step_line(step), step.passes_when);
         for claim in &step.claims {
@@ -75,7 +81,9 @@ pub fn text(report: &Report) -> String {
     if report.timeline.len() > SHOWN {
         let _ = writeln!(out, "  and {} more, in --output json", report.timeline.len().saturating_sub(SHOWN));
     }
-    out.push_str("\nsettings of the sandbox, and what they mean for yours\n");
+    if !report.settings.is_empty() {
+        out.push_str("\nsettings of the sandbox, and what they mean for yours\n");
+    }
     for setting in &report.settings {
         let _ = writeln!(out, "  {:<22} {:<16} {}", setting.key, setting.value, setting.meaning);
     }
@@ -101,7 +109,8 @@ fn cell(text: &str) -> String {
 #[must_use]
 pub fn markdown(report: &Report) -> String {
     let mut out = format!(
-        "# kube-kms drill rehearse\n\n{}. A {} KEK, {} objects, kube-kms {}, begun {}.\n",
+        "# kube-kms drill {}\n\n{}. KEK: {}, {} objects, kube-kms {}, begun {}.\n",
+        report.drill,
         summary(report),
         report.kek,
         report.objects,
@@ -123,7 +132,7 @@ pub fn markdown(report: &Report) -> String {
             Verdict::DidNotHold => "**did not hold**",
             other => other.label(),
         };
-        let (text, seen) = (cell(claim.claim), cell(&claim.detail));
+        let (text, seen) = (cell(&claim.claim), cell(&claim.detail));
         let _ = writeln!(out, "| {} | {text} | {verdict} | {seen} |", claim.number);
     }
     out.push_str("\n## Timeline of Status\n\n| ms | node | key_id | health |\n|---|---|---|---|\n");
@@ -131,7 +140,9 @@ pub fn markdown(report: &Report) -> String {
         let id = seen.key_id.as_deref().unwrap_or("-");
         let _ = writeln!(out, "| {} | {} | {} | {} |", seen.at_ms, seen.node, cell(id), cell(&seen.health));
     }
-    out.push_str("\n## Settings of the sandbox\n\n| key | value | meaning for yours |\n|---|---|---|\n");
+    if !report.settings.is_empty() {
+        out.push_str("\n## Settings of the sandbox\n\n| key | value | meaning for yours |\n|---|---|---|\n");
+    }
     for setting in &report.settings {
         let _ = writeln!(out, "| `{}` | {} | {} |", setting.key, setting.value, cell(&setting.meaning));
     }

@@ -21,7 +21,7 @@ pub struct Totals {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// `rehearse`.
+    /// `rehearse` or `run`.
     pub drill: &'static str,
     /// Of kube-kms.
     pub version: &'static str,
@@ -29,7 +29,7 @@ pub struct Report {
     pub began: String,
     /// How long it took.
     pub took_ms: u64,
-    /// The kind of KEK: `local` or `aws`.
+    /// The kind of KEK, `local` or `aws`; for a drill on a cluster who rotates it.
     pub kek: &'static str,
     /// How many objects were sealed at first.
     pub objects: usize,
@@ -41,11 +41,11 @@ pub struct Report {
     pub old_key_id: Option<String>,
     /// The key_id after it.
     pub new_key_id: Option<String>,
-    /// The settings that were used.
+    /// The settings of the sandbox.
     pub settings: Vec<Setting>,
     /// The ten steps.
     pub steps: Vec<StepReport>,
-    /// Every change of what the plugins' Status said.
+    /// Every change of what the plugins' Status, and the API servers of a cluster, said.
     pub timeline: Vec<Seen>,
     /// Where the sandbox is, when it was kept.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,4 +86,20 @@ pub(crate) const DOES_NOT_PROVE: [&str; 4] = [
     "that no object, and no backup of etcd, is still under the old key: only a scan of your own etcd tells; do not retire a \
      key on the strength of a rehearsal",
     "times under your own settings: those of the sandbox are shorter, as said above",
+];
+
+/// What a drill on a cluster proves.
+pub(crate) const LIVE_PROVES: [&str; 3] = [
+    "which key every plugin and every API server that was asked wrote under, and when each of them moved",
+    "which keys the objects in this etcd, under this prefix, needed at the revision of the last scan",
+    "that what the drill wrote under the old key was read back through every API server that was asked",
+];
+
+/// What it does not.
+pub(crate) const LIVE_DOES_NOT_PROVE: [&str; 4] = [
+    "anything about backups and snapshots of etcd, which need the old key for as long as they may be restored: \
+     `kube-kms scan --snapshot FILE` for each",
+    "anything about another etcd or prefix (--etcd-servers-overrides, other clusters under the same KEK)",
+    "how the plugins live through an outage, or a kill: that is not tried on a cluster; `kube-kms drill rehearse` tries it",
+    "what another program has under the same KEK",
 ];

@@ -36,6 +36,8 @@ pub trait Progress: Send + Sync {
     fn note(&self, text: &str);
     /// A step has ended.
     fn ended(&self, report: &StepReport);
+    /// Asks the operator, and waits for as long as that takes. No, unless there is somebody who says yes.
+    fn confirm(&self, question: &str) -> bool;
 }
 
 /// Plays all of it, in order.
@@ -45,15 +47,24 @@ pub trait Progress: Send + Sync {
 pub async fn play<W>(script: &[Scene<W>], world: &mut W, progress: &dyn Progress) -> Vec<StepReport> {
     let mut reports = Vec::with_capacity(script.len());
     for scene in script {
-        progress.begins(scene.step);
-        let (watch, mut sheet) = (Stopwatch::start(), Sheet::new(scene.step));
-        let end = (scene.play)(world, &mut sheet).await;
-        let because = end.err().unwrap_or_else(|| "the step ended before it".to_owned());
-        let report = sheet.close(&because, watch.elapsed());
-        progress.ended(&report);
-        reports.push(report);
+        reports.push(play_one(scene, world, progress).await.0);
     }
     reports
+}
+
+/// Plays one step. Whether it went to its end is beside the report.
+///
+/// # Cancel safety
+/// As [`play`].
+pub async fn play_one<W>(scene: &Scene<W>, world: &mut W, progress: &dyn Progress) -> (StepReport, bool) {
+    progress.begins(scene.step);
+    let (watch, mut sheet) = (Stopwatch::start(), Sheet::new(scene.step));
+    let end = (scene.play)(world, &mut sheet).await;
+    let is_complete = end.is_ok();
+    let because = end.err().unwrap_or_else(|| "the step ended before it".to_owned());
+    let report = sheet.close(&because, watch.elapsed());
+    progress.ended(&report);
+    (report, is_complete)
 }
 
 #[cfg(test)]
@@ -71,6 +82,9 @@ mod tests {
         fn doing(&self, _: &str, _: usize, _: usize) {}
         fn note(&self, _: &str) {}
         fn ended(&self, _: &StepReport) {}
+        fn confirm(&self, _: &str) -> bool {
+            false
+        }
     }
 
     fn one<'a>(world: &'a mut u32, sheet: &'a mut Sheet) -> Playing<'a> {

@@ -2,7 +2,7 @@
 //!
 //! What an object holds is known from its key, so that a read is compared byte for byte.
 
-use crate::api::stored;
+use crate::etcd::value::Value;
 use std::collections::BTreeMap;
 
 /// See the module.
@@ -61,13 +61,13 @@ impl Store {
         self.0.keys().cloned().collect()
     }
 
-    /// The scan.
+    /// The scan: each value is told apart as `kube-kms scan` does, but every object is kept by name.
     pub(crate) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for (key, value) in &self.0 {
-            match stored::decode(value) {
-                Ok((_, object)) => tally.under.entry(object.key_id).or_default().push(key.clone()),
-                Err(_) => tally.unknown = tally.unknown.saturating_add(1),
+            match Value::parse(value) {
+                Value::KmsV2(object) => tally.under.entry(object.key_id.to_owned()).or_default().push(key.clone()),
+                Value::Other(_) | Value::Damaged(_) => tally.unknown = tally.unknown.saturating_add(1),
             }
         }
         tally
@@ -77,14 +77,19 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::stored;
     use crate::api::v2::EncryptedObject;
 
     #[test]
     fn objects_are_counted_by_key_id_and_what_is_not_encrypted_apart() {
         let mut store = Store::default();
         for (n, key_id) in ["a", "b", "b"].iter().enumerate() {
-            let object =
-                EncryptedObject { key_id: (*key_id).to_owned(), encrypted_data: vec![1], ..Default::default() };
+            let object = EncryptedObject {
+                key_id: (*key_id).to_owned(),
+                encrypted_data: vec![1],
+                encrypted_dek_source: vec![1],
+                ..Default::default()
+            };
             store.put(&Store::key("x", n), stored::encode("drill", &object));
         }
         store.put("/registry/plain", b"{}".to_vec());

@@ -15,7 +15,7 @@ const HELP: &[&[&str]] = &[
     &["inspect", "--help"],
     &["drill", "--help"],
     &["drill", "rehearse", "--help"],
-    &["config-reference", "--help"],
+    &["drill", "run", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],
@@ -24,6 +24,7 @@ const HELP: &[&[&str]] = &[
     &["keyring", "retire", "--help"],
     &["keyring", "reinstate", "--help"],
     &["manifests", "--help"],
+    &["config-reference", "--help"],
     &["completions", "--help"],
     &["help", "probe"],
 ];

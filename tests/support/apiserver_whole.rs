@@ -170,6 +170,33 @@ impl WholeApiServer {
         self.until("the API server lives", |w| w.try_api("GET", "/livez", None).0 == 200);
     }
 
+    /// Where the API server is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where its etcd is.
+    pub fn etcd_url(&self) -> &str {
+        &self.machine.etcd_url
+    }
+
+    /// A kubeconfig of an administrator.
+    pub fn kubeconfig(&self) -> PathBuf {
+        let at = |name: &str| self.machine.dir.join(name).display().to_string();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\nclusters: [{{name: c, cluster: {{server: '{}', certificate-authority: '{}'}}}}]\n\
+             users: [{{name: u, user: {{client-certificate: '{}', client-key: '{}'}}}}]\n\
+             contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n",
+            self.url,
+            at("ca.crt"),
+            at("client.crt"),
+            at("client.key"),
+        );
+        let path = self.machine.dir.join("admin.conf");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
     /// One request: status and body.
     pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> (u64, String) {
         self.machine.send(method, &format!("{}{path}", self.url), body)

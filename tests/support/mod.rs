@@ -7,6 +7,7 @@ pub mod bad_plugin;
 pub mod bolt_file;
 pub mod canary;
 pub mod etcd_store;
+pub mod fake_api;
 #[cfg(feature = "aws")]
 pub mod fake_kms;
 pub mod fault_proxy;
