@@ -51,4 +51,5 @@ mod snapshot;
 mod storm;
 mod stuck_log;
 mod support;
+mod telemetry;
 mod vectors;

@@ -66,7 +66,7 @@ pub const KEYS: &[Key] = &[
     key("outage.onDenied", Some("coast"), "coast or revoke"),
     key("outage.stopAfter", Some("never"), "never, or a duration from outage.grace to 365d"),
     restart("http.listen", Some("127.0.0.1:9464"), "IP address and port, or none"),
-    key("otlp.endpoint", Some("\"\""), "empty in this version"),
+    restart("otlp.endpoint", Some("\"\""), "URL of an OTLP/gRPC collector; empty: the environment decides"),
     restart("log.format", Some("text"), "text or json"),
     key("log.level", Some("info"), "error, warn, info, debug or trace"),
     restart("stateDir", Some("/var/lib/kube-kms"), "absolute path"),

@@ -2,12 +2,14 @@
 //!
 //! Text becomes a tree (`tree`), the tree is walked section by section (`section`, `lift`, `kek`) and lifted
 //! into the model: what is built holds every rule, and nothing is validated later. [`KEYS`] lists every key and is held
-//! to docs/configuration.md by tests. Refuses to know: the socket, the KMS, the environment.
+//! to docs/configuration.md by tests. Refuses to know: the socket, the KMS, and, but for
+//! [`otlp`()], the environment.
 
 mod kek;
 mod key;
 mod lift;
 mod model;
+mod otlp;
 mod problem;
 mod section;
 mod tree;
@@ -17,6 +19,7 @@ mod tests;
 
 pub use key::{Change, KEYS, Key};
 pub use model::{AwsKekConfig, Config, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel, RecoveryConfig};
+pub use otlp::{OtlpConfig, OtlpDestination, otlp};
 pub use problem::{ConfigError, Problem};
 
 use std::fs::File;

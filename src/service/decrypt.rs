@@ -14,6 +14,7 @@ use crate::service::keyring::{Entry, Found, Joined, Outcome, Progress};
 use crate::service::observer::KeyringEvent;
 use crate::service::plugin::Plugin;
 use crate::service::unwrap::{self, Readers};
+use crate::span;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -281,11 +282,11 @@ impl Plugin {
                 let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
                 // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
                 tokio::spawn(
-                    async move {
+                    span::here().within(async move {
                         let name = DekName { kek: &kek, wrapped: &wrapped };
                         let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
                         flight.settle(outcome, plugin.clock().now());
-                    }
+                    })
                     .in_current_span(),
                 );
                 (waiting, DekSource::Unwrapped)

@@ -6,6 +6,7 @@ pub mod apiserver_whole;
 pub mod bad_plugin;
 pub mod bolt_file;
 pub mod canary;
+pub mod collector;
 pub mod etcd_store;
 #[cfg(feature = "aws")]
 pub mod fake_kms;
