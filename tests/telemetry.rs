@@ -72,7 +72,10 @@ async fn a_decrypt_that_asks_the_kms_can_be_followed_from_its_uid_to_the_event_o
     assert!(!format!("{:?}", call.context).contains(&uid), "{:?}", call.context);
     // The log: the request by its uid, and the call of the KMS by uid and request id.
     let log = here.log();
-    assert!(log.lines().any(|l| l.contains(&uid) && l.contains(&format!("aws_request_id={}", call.request_id))), "{log}");
+    assert!(
+        log.lines().any(|l| l.contains(&uid) && l.contains(&format!("aws_request_id={}", call.request_id))),
+        "{log}"
+    );
     // The trace: sender → RPC → unwrap → KMS call with its request id.
     until(&collector, "the span of the Decrypt", |c| of_uid(c, DECRYPT, &uid).is_some()).await;
     let rpc = of_uid(&collector, DECRYPT, &uid).unwrap();
@@ -143,9 +146,8 @@ async fn the_metrics_that_are_sent_are_those_of_the_page_and_the_standard_variab
     let sent: BTreeSet<String> = collector.metrics().into_iter().map(|metric| metric.name).collect();
     let (_, page) = running.http("/metrics").await;
     let families = page.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_once(' '));
-    let shown: BTreeSet<String> = families
-        .map(|(name, kind)| if kind == "info" { format!("{name}_info") } else { name.to_owned() })
-        .collect();
+    let shown: BTreeSet<String> =
+        families.map(|(name, kind)| if kind == "info" { format!("{name}_info") } else { name.to_owned() }).collect();
     assert_eq!(sent, shown);
     assert!(collector.headers().contains(&"authorization: Bearer collector-token".to_owned()));
     assert!(!running.log().contains("collector-token"));
@@ -274,7 +276,8 @@ fn rules_and_dashboard_use_metrics_that_exist() {
 #[test]
 fn the_alert_rules_pass_promtool() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
-    let promtool = |arguments: &[&str]| std::process::Command::new("promtool").args(arguments).current_dir(&dir).output();
+    let promtool =
+        |arguments: &[&str]| std::process::Command::new("promtool").args(arguments).current_dir(&dir).output();
     if promtool(&["--version"]).is_err() {
         crate::support::skipped("the_alert_rules_pass_promtool", "there is no promtool (Debian: prometheus)");
         return;

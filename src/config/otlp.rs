@@ -148,9 +148,7 @@ mod tests {
     use super::*;
 
     fn of(endpoint: Option<&str>, variables: &[(&str, &str)]) -> Result<Option<OtlpConfig>, String> {
-        resolve(endpoint, |name| {
-            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-        })
+        resolve(endpoint, |name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
     }
 
     fn endpoints(endpoint: Option<&str>, variables: &[(&str, &str)]) -> (Option<String>, Option<String>) {

@@ -24,7 +24,8 @@ fn try_start(endpoint: Option<&str>, pages: &Arc<HealthPages>) -> Result<Option<
         metrics: config.metrics.map(destination).transpose()?,
         interval: config.interval,
     };
-    let endpoint_of = |to: &Option<Destination>| to.as_ref().map_or_else(|| "none".to_owned(), |to| to.endpoint.clone());
+    let endpoint_of =
+        |to: &Option<Destination>| to.as_ref().map_or_else(|| "none".to_owned(), |to| to.endpoint.clone());
     let (traces, metrics) = (endpoint_of(&settings.traces), endpoint_of(&settings.metrics));
     let (of_traces, of_metrics) = pages.exports();
     let page = Arc::clone(pages);

@@ -282,12 +282,13 @@ impl Plugin {
                 let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
                 // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
                 tokio::spawn(
-                    span::here().within(async move {
-                        let name = DekName { kek: &kek, wrapped: &wrapped };
-                        let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
-                        flight.settle(outcome, plugin.clock().now());
-                    })
-                    .in_current_span(),
+                    span::here()
+                        .within(async move {
+                            let name = DekName { kek: &kek, wrapped: &wrapped };
+                            let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
+                            flight.settle(outcome, plugin.clock().now());
+                        })
+                        .in_current_span(),
                 );
                 (waiting, DekSource::Unwrapped)
             }

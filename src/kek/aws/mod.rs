@@ -10,9 +10,9 @@ mod credential;
 mod error;
 pub mod key_name;
 pub mod settings;
-mod user_agent;
 #[cfg(test)]
 mod tests;
+mod user_agent;
 
 use crate::core::annotation::WrappedDek;
 use crate::core::context::WrapContext;
@@ -81,7 +81,13 @@ impl AwsKek {
             settings::check_endpoint(endpoint).map_err(unusable)?;
         }
         let client = KmsClient::new(&settings, region, sdk);
-        Ok(Self { client, region: region.to_owned(), key: settings.key().clone(), account: OnceLock::new(), deletion: Mutex::default() })
+        Ok(Self {
+            client,
+            region: region.to_owned(),
+            key: settings.key().clone(),
+            account: OnceLock::new(),
+            deletion: Mutex::default(),
+        })
     }
 
     /// The region in which this KEK is.

@@ -1,7 +1,7 @@
 //! The uid of the request that a KMS call is made for, in the user agent: CloudTrail shows it with the call.
 //!
 //! Guarantees: only a uid that is plainly one (letters, digits, `-`, `_`, `.`) is sent; the caller chooses it, and an audit log
-//! must not carry what a caller wrote. Never in EncryptionContext: what is bound to the wrap would have to be known to unwrap.
+//! must not carry whatever a caller wrote. Never in EncryptionContext: what is bound to the wrap would have to be known to unwrap.
 //! SPEC: RFC 9110 10.1.5 (product); docs/observability.md, "From a failing Secret to CloudTrail".
 
 use crate::core::uid::Uid;

@@ -247,7 +247,10 @@ mod tests {
         assert_eq!(encrypt.bucket_counts[..4], [0, 0, 1, 0]);
         assert_eq!(encrypt.bucket_counts.last(), Some(&1));
         assert_eq!(encrypt.explicit_bounds.last(), Some(&10.0));
-        assert_eq!((of("kube_kms_rpc_duration_seconds").unit.as_str(), of("kube_kms_locked_memory_bytes").unit.as_str()), ("s", "By"));
+        assert_eq!(
+            (of("kube_kms_rpc_duration_seconds").unit.as_str(), of("kube_kms_locked_memory_bytes").unit.as_str()),
+            ("s", "By")
+        );
         assert_eq!(of("kube_kms_build_info").description, "The version of this binary.");
     }
 

@@ -119,24 +119,17 @@ impl Exporter {
     /// # Errors
     /// [`OtlpError`]; the process can serve without.
     pub fn start(settings: Settings, traces: Exports, metrics: Exports, page: Page) -> Result<Self, OtlpError> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OtlpError::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OtlpError::Thread)?;
         let resource = Resource::builder();
         // Detected from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, which go first.
-        let resource = if has_service_name(&Resource::builder().build()) {
-            resource
-        } else {
-            resource.with_service_name(SERVICE)
-        };
         let resource =
-            resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build();
+            if has_service_name(&Resource::builder().build()) { resource } else { resource.with_service_name(SERVICE) };
+        let resource = resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build();
         let (provider, pusher) = {
             // A channel belongs to the runtime that it is made in.
             let _inside = runtime.enter();
-            let provider =
-                settings.traces.map(|to| tracer_provider(&to, resource.clone(), traces)).transpose()?;
-            let pusher =
-                settings.metrics.map(|to| Pusher::new(&to, &resource, metrics, page)).transpose()?;
+            let provider = settings.traces.map(|to| tracer_provider(&to, resource.clone(), traces)).transpose()?;
+            let pusher = settings.metrics.map(|to| Pusher::new(&to, &resource, metrics, page)).transpose()?;
             (provider, pusher)
         };
         if let Some(provider) = &provider {
@@ -201,12 +194,16 @@ fn tracer_provider(to: &Destination, resource: Resource, exports: Exports) -> Re
         .with_timeout(to.timeout)
         .build()
         .map_err(|error| OtlpError::Destination(error.to_string()))?;
-    Ok(SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(Counted::new(exporter, exports)).build())
+    Ok(SdkTracerProvider::builder()
+        .with_resource(resource)
+        .with_batch_exporter(Counted::new(exporter, exports))
+        .build())
 }
 
 fn channel(to: &Destination) -> Result<Channel, OtlpError> {
     let wrong = |error: tonic::transport::Error| OtlpError::Destination(format!("{}: {error}", to.endpoint));
-    let endpoint = Endpoint::from_shared(to.endpoint.clone()).map_err(wrong)?.connect_timeout(CONNECT_TIMEOUT).timeout(to.timeout);
+    let endpoint =
+        Endpoint::from_shared(to.endpoint.clone()).map_err(wrong)?.connect_timeout(CONNECT_TIMEOUT).timeout(to.timeout);
     if endpoint.uri().scheme_str() != Some("https") {
         return Ok(endpoint.connect_lazy());
     }
