@@ -163,7 +163,8 @@ impl KmsServer {
             return Err(call.failed(&uid, &fault));
         }
         let input = DecryptInput { ciphertext: &ciphertext, key_id, annotations, uid: &uid, patience };
-        match call.scope().within(self.0.plugin.decrypt(input)).await {
+        let opening = pin!(self.0.plugin.decrypt(input));
+        match call.scope().within(opening).await {
             Ok(mut opened) => {
                 call.served(&uid, &opened.key_id, opened.source.label());
                 // Moved, not copied: the message wipes it when it has been encoded.

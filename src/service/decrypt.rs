@@ -16,6 +16,7 @@ use crate::service::plugin::Plugin;
 use crate::service::unwrap::{self, Readers};
 use crate::span;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -281,14 +282,17 @@ impl Plugin {
                 let plugin = Arc::clone(self);
                 let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
                 // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
+                let scope = span::here();
                 tokio::spawn(
-                    span::here()
-                        .within(async move {
+                    async move {
+                        let unwrapping = async {
                             let name = DekName { kek: &kek, wrapped: &wrapped };
                             let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
                             flight.settle(outcome, plugin.clock().now());
-                        })
-                        .in_current_span(),
+                        };
+                        scope.within(pin!(unwrapping)).await;
+                    }
+                    .in_current_span(),
                 );
                 (waiting, DekSource::Unwrapped)
             }

@@ -15,6 +15,7 @@ use crate::service::recovery::RecoveryOutcomes;
 use crate::service::settings::Settings;
 use crate::service::write_state::WriteState;
 use crate::span;
+use std::pin::pin;
 use std::sync::Arc;
 
 /// Proven to wrap and unwrap; not yet published.
@@ -128,7 +129,7 @@ pub(super) async fn observed<T>(
 ) -> Result<T, Fault> {
     let began = clock.now();
     let span = span::internal(operation.span());
-    let outcome = span.scope().within(call).await;
+    let outcome = span.scope().within(pin!(call)).await;
     let result = outcome.as_ref().map(|_| ()).map_err(Fault::reason);
     span.text("kube_kms.provider", kek.kind().as_str());
     span.text("kube_kms.outcome", result.err().map_or("ok", Reason::label));

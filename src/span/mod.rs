@@ -13,7 +13,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracer;
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::OnceLock;
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
@@ -104,12 +104,11 @@ impl Span {
 }
 
 impl Scope {
-    /// Runs the future inside.
+    /// Runs the future inside. Pinned by the caller: taken by value, it would be in memory twice while it waits.
     ///
     /// # Cancel safety
     /// That of the future.
-    pub async fn within<F: Future>(self, future: F) -> F::Output {
-        let mut future = pin!(future);
+    pub async fn within<F: Future>(self, mut future: Pin<&mut F>) -> F::Output {
         poll_fn(|task| {
             let _entered = self.0.clone().map(Context::attach);
             future.as_mut().poll(task)
