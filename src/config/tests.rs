@@ -413,6 +413,7 @@ rotation: {observations: 1}
 revocation: {confirmations: 1}
 outage: {grace: 1s, onDenied: revoke, stopAfter: 2s}
 http: {listen: none}
+otlp: {endpoint: 'http://c:4317'}
 log: {format: json, level: trace}
 stateDir: /other
 "#;
