@@ -71,6 +71,7 @@ async fn a_decrypt_that_asks_the_kms_can_be_followed_from_its_uid_to_the_event_o
     assert!(call.user_agent.as_ref().unwrap().ends_with(&format!(" kube-kms-uid/{uid}")), "{:?}", call.user_agent);
     assert!(!format!("{:?}", call.context).contains(&uid), "{:?}", call.context);
     // The log: the request by its uid, and the call of the KMS by uid and request id.
+    here.until_log(&format!("aws_request_id={}", call.request_id)).await;
     let log = here.log();
     assert!(
         log.lines().any(|l| l.contains(&uid) && l.contains(&format!("aws_request_id={}", call.request_id))),
