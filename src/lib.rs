@@ -23,5 +23,6 @@ pub mod manifests;
 pub mod memory;
 pub mod os;
 pub mod service;
+pub mod span;
 pub mod telemetry;
 pub mod transport;

@@ -2,10 +2,11 @@
 //!
 //! Guarantees: looked for are the seed, the data keys of every write state met, the local KEK's material or AWS's secret
 //! access key and session token, and a value in the wrong place of a configuration; looked through are stdout and stderr
-//! of every process, the HTTP pages, gRPC messages, annotations, the state directory. [`Canary`] says in which spellings.
+//! of every process, the HTTP pages, what an OTLP collector gets, gRPC messages, annotations, the state directory. [`Canary`] says in which spellings.
 
 use crate::kek_conformance::aws::instance;
 use crate::support::canary::{self, Canary};
+use crate::support::collector::Collector;
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::site::{ALIAS, Running, Site, uid};
 use base64::Engine as _;
@@ -39,13 +40,14 @@ struct Drive {
     kek: Arc<dyn Kek>,
     canaries: Vec<Canary>,
     out: Vec<(String, Vec<u8>)>,
+    collector: Collector,
 }
 
 impl Drive {
-    fn new(site: Site, kek: Arc<dyn Kek>, secrets: &[(&str, &[u8])]) -> Self {
+    fn new(site: Site, collector: Collector, kek: Arc<dyn Kek>, secrets: &[(&str, &[u8])]) -> Self {
         let mut canaries = vec![Canary::new("the seed", SEED), Canary::new("a misplaced secret", MISPLACED.as_bytes())];
         canaries.extend(secrets.iter().map(|(name, secret)| Canary::new(name, secret)));
-        Self { site, kek, canaries, out: Vec::new() }
+        Self { site, kek, canaries, out: Vec::new(), collector }
     }
 
     fn keep(&mut self, place: &str, text: impl Into<Vec<u8>>) {
@@ -195,6 +197,9 @@ impl Drive {
         assert!(log.contains(" DEBUG "), "the log is not at level trace");
         assert!(log.contains(key_id) && log.len() > 5_000, "this log is not the one: {} bytes", log.len());
         assert!(running.stop().await.success());
+        assert!(self.collector.spans().len() > 20 && !self.collector.metrics().is_empty(), "nothing was exported");
+        let exported = self.collector.bytes();
+        self.keep("what a collector gets", exported);
         let dir = self.site.dir().to_owned();
         self.files(&dir);
         let places: Vec<&str> = self.out.iter().map(|(place, _)| place.as_str()).collect();
@@ -206,6 +211,13 @@ impl Drive {
             canary::assert_none(&self.canaries, place, text);
         }
     }
+}
+
+/// A collector, which the site exports to.
+fn exporting(site: &mut Site) -> Collector {
+    let collector = Collector::start();
+    site.set(&format!("otlp: {{endpoint: '{}'}}", collector.url()));
+    collector
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -223,10 +235,11 @@ async fn nothing_secret_comes_out_on_the_local_kek() {
     .unwrap();
     writeln!(file, "]}}").unwrap();
     std::fs::write(&keyring, &file).unwrap();
+    let collector = exporting(&mut site);
     site.set("log: {level: trace}");
     let running = site.start().await;
     let kek = Arc::new(LocalKek::new(keyring.clone(), Arc::new(OsEntropy)));
-    let mut drive = Drive::new(site, kek, &[("the KEK's material", MATERIAL)]);
+    let mut drive = Drive::new(site, collector, kek, &[("the KEK's material", MATERIAL)]);
     drive.every_rpc(&running).await;
     drive.pages(&running).await;
     drive.commands();
@@ -271,11 +284,12 @@ async fn nothing_secret_comes_out_on_the_aws_kek() {
     site.env("AWS_SECRET_ACCESS_KEY", SECRET_KEY).env("AWS_SESSION_TOKEN", SESSION_TOKEN).set("log: {level: trace}");
     // An operator who wants to know everything.
     site.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "full");
+    let collector = exporting(&mut site);
     let kms = site.kms().clone();
     let running = site.start().await;
     let kek = instance(&kms.url(), kms.region(), &kms.key_arn(ALIAS));
     let secrets = [("the secret access key", SECRET_KEY.as_bytes()), ("the session token", SESSION_TOKEN.as_bytes())];
-    let mut drive = Drive::new(site, kek, &secrets);
+    let mut drive = Drive::new(site, collector, kek, &secrets);
     drive.every_rpc(&running).await;
     drive.pages(&running).await;
     drive.commands();

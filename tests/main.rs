@@ -57,4 +57,5 @@ mod soak;
 mod storm;
 mod stuck_log;
 mod support;
+mod telemetry;
 mod vectors;

@@ -5,6 +5,7 @@
 
 use crate::config::kek;
 use crate::config::model::{Config, Enforce, Harden, KekConfig, Listen, Log, LogFormat, LogLevel, RecoveryConfig};
+use crate::config::otlp::endpoint_fault;
 use crate::config::problem::{Problem, Problems};
 use crate::config::section::{Section, kind};
 use crate::core::annotation::RECOVERY_MAX;
@@ -48,14 +49,25 @@ fn config(tree: &Value, problems: &Problems) -> Option<Config> {
     let recovery = recovery(&root.section("recovery"), kek.as_ref());
     let settings = settings(&root);
     let http = http(&root.section("http"));
-    refuse_otlp(&root.section("otlp"));
+    let otlp = otlp(&root.section("otlp"));
     let log = log(&root.section("log"));
     let state_dir = match root.text("stateDir") {
         Some(path) => kek::absolute(&root, "stateDir", path),
         None => Some(PathBuf::from("/var/lib/kube-kms")),
     };
     let harden = harden(&root.section("harden"));
-    Some(Config { listen, kek: kek?, read, recovery, settings: settings?, http, log, state_dir: state_dir?, harden })
+    Some(Config {
+        listen,
+        kek: kek?,
+        read,
+        recovery,
+        settings: settings?,
+        http,
+        otlp,
+        log,
+        state_dir: state_dir?,
+        harden,
+    })
 }
 
 fn listen(section: &Section<'_>) -> Listen {
@@ -135,14 +147,12 @@ fn recovery(section: &Section<'_>, primary: Option<&KekConfig>) -> RecoveryConfi
     RecoveryConfig { keks, break_glass: section.flag("breakGlass", false) }
 }
 
-fn refuse_otlp(section: &Section<'_>) {
-    if section.text_or_empty("endpoint").is_some_and(|endpoint| !endpoint.is_empty()) {
-        section.problem(
-            "endpoint",
-            "OTLP export is not in this version yet",
-            "leave it empty; metrics are at http.listen",
-        );
+fn otlp(section: &Section<'_>) -> Option<String> {
+    let endpoint = section.text_or_empty("endpoint").filter(|endpoint| !endpoint.is_empty())?;
+    if let Some((what, hint)) = endpoint_fault(endpoint) {
+        section.problem("endpoint", what, hint);
     }
+    Some(endpoint.to_owned())
 }
 
 fn settings(root: &Section<'_>) -> Option<Settings> {

@@ -2,12 +2,14 @@
 //!
 //! Text becomes a tree (`tree`), the tree is walked section by section (`section`, `lift`, `kek`) and lifted
 //! into the model: what is built holds every rule, and nothing is validated later. [`KEYS`] lists every key;
-//! docs/configuration.md is made from it. Refuses to know: the socket, the KMS, the environment.
+//! docs/configuration.md is made from it. Refuses to know: the socket, the KMS, and, but for
+//! [`otlp`()] and [`surroundings`], the environment.
 
 mod kek;
 mod key;
 mod lift;
 mod model;
+mod otlp;
 mod problem;
 mod reference;
 mod section;
@@ -21,6 +23,7 @@ pub use key::{Change, KEYS, Key, Takes};
 pub use model::{
     AwsKekConfig, Config, Enforce, Harden, KekConfig, Listen, LocalKekConfig, Log, LogFormat, LogLevel, RecoveryConfig,
 };
+pub use otlp::{OtlpConfig, OtlpDestination, otlp};
 pub use problem::{ConfigError, Problem};
 pub use reference::markdown;
 

@@ -26,6 +26,8 @@ pub struct Config {
     pub settings: Settings,
     /// `http.listen`: metrics and health; `None` for `none`.
     pub http: Option<SocketAddr>,
+    /// `otlp.endpoint`; `None` when it is empty, and the environment decides.
+    pub otlp: Option<String>,
     /// `log`.
     pub log: Log,
     /// `stateDir`: absolute.
@@ -179,6 +181,7 @@ impl Config {
             ("listen.mode", self.listen.mode != new.listen.mode),
             ("listen.allowUids", self.listen.allow_uids != new.listen.allow_uids),
             ("http.listen", self.http != new.http),
+            ("otlp.endpoint", self.otlp != new.otlp),
             ("log.format", self.log.format != new.log.format),
             ("stateDir", self.state_dir != new.state_dir),
             ("harden.landlock", self.harden.landlock != new.harden.landlock),

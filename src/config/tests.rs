@@ -66,6 +66,7 @@ fn the_defaults_are_those_of_the_design() {
         },
         recovery: RecoveryConfig::default(),
         http: Some("127.0.0.1:9464".parse().unwrap()),
+        otlp: None,
         log: Log { format: LogFormat::Text, level: LogLevel::Info },
         state_dir: PathBuf::from("/var/lib/kube-kms"),
         harden: Harden { landlock: Enforce::Auto, seccomp: Enforce::Auto },
@@ -160,6 +161,7 @@ harden: {landlock: none, seccomp: required}
             break_glass: true,
         },
         http: None,
+        otlp: None,
         log: Log { format: LogFormat::Json, level: LogLevel::Trace },
         state_dir: PathBuf::from("/state"),
         harden: Harden { landlock: Enforce::None, seccomp: Enforce::Required },
@@ -236,7 +238,7 @@ fn wrong_types_say_what_is_expected_and_what_was_found() {
         ("dek: {maxAge: 1 fortnight}", "dek.maxAge: is not a duration; a number with its unit, such as "),
         ("recovery: {breakGlass: 1}", "recovery.breakGlass: expected true or false, found a number"),
         ("recovery: {keks: [{}]}", "recovery.keks[0]: names no KEK; "),
-        ("otlp: {endpoint: 'http://x'}", "otlp.endpoint: OTLP export is not in this version yet; "),
+        ("otlp: {endpoint: 'collector:4317'}", "otlp.endpoint: is not a URL of http or https; such as "),
         ("outage: {onDenied: coats}", "outage.onDenied: is not coast or revoke; did you mean `coast`?"),
         ("outage: {onDenied: true}", "outage.onDenied: expected coast or revoke, found true or false"),
         ("outage: {stopAfter: forever}", "outage.stopAfter: is not a duration; "),
@@ -414,6 +416,7 @@ rotation: {observations: 1}
 revocation: {confirmations: 1}
 outage: {grace: 1s, onDenied: revoke, stopAfter: 2s}
 http: {listen: none}
+otlp: {endpoint: 'http://c:4317'}
 log: {format: json, level: trace}
 stateDir: /other
 harden: {landlock: none, seccomp: none}

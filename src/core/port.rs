@@ -79,6 +79,11 @@ pub trait Kek: Send + Sync + fmt::Debug {
         call: &'a KekCall,
     ) -> KekFuture<'a, Unwrapped>;
 
+    /// When the provider will delete the key, as a time since the Unix epoch, where it has said so. Answered from memory.
+    fn deletion_date(&self) -> Option<Duration> {
+        None
+    }
+
     /// Permissions that are not granted and what is lost by it, a clock that differs from the KMS's. For `kube-kms check`:
     /// nothing on the way of a request depends on it.
     ///

@@ -7,6 +7,7 @@
 pub mod harden;
 pub mod keks;
 mod listen;
+mod otlp;
 pub mod pages;
 pub mod reload;
 pub mod sandbox;
@@ -18,7 +19,7 @@ use crate::core::fault::Fault;
 use crate::core::port::{Clock, Entropy};
 use crate::grpc::server::KmsServer;
 use crate::memory;
-use crate::os::{MonotonicClock, OsEntropy};
+use crate::os::{MonotonicClock, OsEntropy, Stopwatch};
 use crate::service::observer::Observer;
 use crate::service::plugin::{Parts, Plugin};
 use crate::service::snapshot::Snapshot;
@@ -44,6 +45,8 @@ use tokio::task::{JoinError, JoinHandle};
 
 /// How long running calls may take to end after SIGTERM; kube-apiserver's own deadline is 3 s.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long a collector may take for the last spans and metrics. The socket is free by then.
+const FLUSH: Duration = Duration::from_secs(2);
 /// How often the HTTP port is tried again when somebody else has it.
 const HTTP_RETRY: Duration = Duration::from_secs(10);
 
@@ -191,8 +194,9 @@ async fn serve(
     let mut supervision = tokio::spawn(supervisor.run(reload_queue));
 
     let (stop, stopped) = watch::channel(false);
+    let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics, logging.dropped.clone()));
+    let exporter = otlp::start(config.otlp.as_deref(), &pages);
     if let Some(address) = config.http {
-        let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics, logging.dropped.clone()));
         tokio::spawn(serve_http(address, pages, stopped.clone()));
     }
     let bound = tokio::select! {
@@ -217,12 +221,16 @@ async fn serve(
     let mut serving = tokio::spawn(server.serve(incoming, until(stopped)));
     systemd::ready(&format!("serving on {endpoint}"));
 
+    let mut stopping = None;
     let ended = loop {
         tokio::select! {
             ended = &mut serving => break ended,
             wish = signals.next() => match wish {
                 Wish::Reload => reloader.reload("SIGHUP").await,
-                Wish::Stop => break drain(&stop, serving, &mut signals).await,
+                Wish::Stop => {
+                    stopping = Some(Stopwatch::start());
+                    break drain(&stop, serving, &mut signals).await;
+                }
             },
             () = reloader.file_changed() => reloader.reload("the file changed").await,
             // A plugin that nobody supervises would report for ever what was true last. Ended, it is started again.
@@ -232,6 +240,10 @@ async fn serve(
     supervision.abort();
     plugin.wipe();
     drop(socket_file);
+    if let Some(exporter) = exporter {
+        let drained = stopping.map(|watch: Stopwatch| watch.elapsed()).unwrap_or_default();
+        exporter.stop(FLUSH.min(DRAIN.saturating_sub(drained))).await;
+    }
     tracing::info!(target: "kube_kms::daemon", "stopped");
     ended.map_err(|error| StartError::System(format!("the server failed: {error}")))
 }

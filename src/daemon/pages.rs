@@ -8,6 +8,7 @@ use crate::telemetry::ProcessFacts;
 use crate::telemetry::http::Pages;
 use crate::telemetry::log::{DroppedLines, LogFormat, LogLevel};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::otlp::Exports;
 use std::sync::Arc;
 
 /// The plugin behind /metrics and /readyz.
@@ -23,6 +24,11 @@ impl HealthPages {
     #[must_use]
     pub const fn new(plugin: Arc<Plugin>, metrics: Arc<Metrics>, dropped: DroppedLines) -> Self {
         Self { plugin, metrics, dropped }
+    }
+
+    /// Counts of the exports of traces and of metrics.
+    pub(super) fn exports(&self) -> (Exports, Exports) {
+        self.metrics.exports()
     }
 }
 

@@ -10,8 +10,11 @@ use crate::core::port::{Clock, Moment};
 use crate::core::uid::Uid;
 use crate::grpc::request_log::RequestLog;
 use crate::grpc::status::status;
+use crate::service::decrypt::DekSource;
 use crate::service::observer::{Observer, Rpc};
 use crate::service::peer::Peer;
+use crate::span::{self, Scope, Span};
+use http::HeaderMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,11 +35,12 @@ impl Calls {
         Self { observer, clock, log: RequestLog::default(), in_flight: AtomicUsize::new(0) }
     }
 
-    pub(super) fn begin(&self, rpc: Rpc) -> Call<'_> {
+    pub(super) fn begin(&self, rpc: Rpc, headers: &HeaderMap) -> Call<'_> {
         self.observer.rpc_in_flight(rpc, 1);
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let crowded = in_flight >= limit::CALLS_IN_FLIGHT_MAX;
-        Call { calls: self, rpc, began: self.clock.now(), crowded, ended: false }
+        let span = span::server(rpc.method(), headers);
+        Call { calls: self, rpc, began: self.clock.now(), crowded, ended: false, span }
     }
 
     /// Takes note of a connection for which there is no place.
@@ -46,6 +50,7 @@ impl Calls {
 
     /// The status for a peer that is not allowed; nothing of its request has been read.
     pub(super) fn refuse_stranger(&self) -> Status {
+        self.observer.peer_refused();
         let (fault, uid) = (Fault::new(Reason::PeerUid), Uid::parse(""));
         self.log.failed(Rpc::Status, &uid, &fault, Duration::ZERO, self.clock.now());
         status(&fault, &uid)
@@ -59,6 +64,7 @@ pub(super) struct Call<'a> {
     began: Moment,
     crowded: bool,
     ended: bool,
+    span: Span,
 }
 
 impl Call<'_> {
@@ -68,20 +74,57 @@ impl Call<'_> {
 
     pub(super) fn served(mut self, uid: &Uid, key_id: &KeyId, detail: &'static str) {
         let elapsed = self.end(Ok(()));
+        if self.span.is_seen() {
+            self.span.text("kube_kms.uid", uid.as_str());
+            self.span.text("kube_kms.key_id_hash", &key_id.metric_hash());
+            if self.rpc == Rpc::Status {
+                self.span.text("kube_kms.healthz", detail);
+            } else {
+                self.span.text("kube_kms.dek", detail);
+                self.span.flag("kube_kms.coalesced", detail == DekSource::Joined.label());
+            }
+        }
         self.calls.log.served(self.rpc, uid, key_id, detail, elapsed);
     }
 
     pub(super) fn failed(mut self, uid: &Uid, fault: &Fault) -> Status {
         let elapsed = self.end(Err(fault.reason()));
+        if self.span.is_seen() {
+            self.span.text("kube_kms.uid", uid.as_str());
+        }
         self.calls.log.failed(self.rpc, uid, fault, elapsed, self.calls.clock.now());
         status(fault, uid)
+    }
+
+    /// What begins inside belongs to this call.
+    pub(super) fn scope(&self) -> Scope {
+        self.span.scope()
     }
 
     fn end(&mut self, outcome: Result<(), Reason>) -> Duration {
         let elapsed = self.calls.clock.now().since(self.began);
         self.calls.observer.rpc(self.rpc, outcome, elapsed);
         self.ended = true;
+        if self.span.is_seen() {
+            self.describe(outcome);
+        }
         elapsed
+    }
+}
+
+impl Call<'_> {
+    /// SPEC: OpenTelemetry semantic conventions for gRPC, and ours under `kube_kms`.
+    #[cold]
+    fn describe(&self, outcome: Result<(), Reason>) {
+        let code = outcome.err().map_or(0, |reason| reason.class().code() as u8);
+        self.span.text("rpc.system", "grpc");
+        self.span.text("rpc.service", "v2.KeyManagementService");
+        self.span.text("rpc.method", self.rpc.label());
+        self.span.number("rpc.grpc.status_code", i64::from(code));
+        self.span.text("kube_kms.outcome", outcome.err().map_or("ok", Reason::label));
+        if let Err(reason) = outcome {
+            self.span.failed(reason.label());
+        }
     }
 }
 

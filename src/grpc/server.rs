@@ -130,15 +130,15 @@ impl KmsServer {
         };
         let message = read_in_time(body, &head.headers).await?;
         match rpc {
-            Rpc::Status => self.status(&peer.session),
-            Rpc::Encrypt => self.encrypt(&peer.session, message),
+            Rpc::Status => self.status(&peer.session, &head.headers),
+            Rpc::Encrypt => self.encrypt(&peer.session, &head.headers, message),
             // Apart, because it is large: it may wait for a KMS, and the others' memory need not have room for that.
             Rpc::Decrypt => Box::pin(self.decrypt(&head.headers, message)).await,
         }
     }
 
-    fn status(&self, session: &Session) -> Result<Bytes, Status> {
-        let call = self.0.calls.begin(Rpc::Status);
+    fn status(&self, session: &Session, headers: &HeaderMap) -> Result<Bytes, Status> {
+        let call = self.0.calls.begin(Rpc::Status, headers);
         let uid = Uid::parse("");
         let published = session.status(&self.0.plugin);
         match published.status_encoded(answer::status) {
@@ -150,9 +150,9 @@ impl KmsServer {
         }
     }
 
-    fn encrypt(&self, session: &Session, message: Bytes) -> Result<Bytes, Status> {
+    fn encrypt(&self, session: &Session, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
         let mut request = decoded::<EncryptRequest>(message)?;
-        let call = self.0.calls.begin(Rpc::Encrypt);
+        let call = self.0.calls.begin(Rpc::Encrypt, headers);
         let uid = Uid::take(std::mem::take(&mut request.uid));
         match call.admitted().and_then(|()| session.encrypt(&self.0.plugin, &request.plaintext)) {
             Ok(encrypted) => {
@@ -165,7 +165,7 @@ impl KmsServer {
 
     async fn decrypt(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
         let request = decoded::<DecryptRequest>(message)?;
-        let call = self.0.calls.begin(Rpc::Decrypt);
+        let call = self.0.calls.begin(Rpc::Decrypt, headers);
         let patience = patience(headers);
         let DecryptRequest { ciphertext, uid, key_id, annotations } = request;
         let uid = Uid::take(uid);
@@ -173,7 +173,8 @@ impl KmsServer {
             return Err(call.failed(&uid, &fault));
         }
         let input = DecryptInput { ciphertext: &ciphertext, key_id, annotations, uid: &uid, patience };
-        match self.0.plugin.decrypt(input).await {
+        let opening = pin!(self.0.plugin.decrypt(input));
+        match call.scope().within(opening).await {
             Ok(mut opened) => {
                 call.served(&uid, &opened.key_id, opened.source.label());
                 // Moved, not copied: the message wipes it when it has been encoded.

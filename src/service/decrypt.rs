@@ -14,7 +14,9 @@ use crate::service::keyring::{Entry, Found, Joined, Outcome, Progress};
 use crate::service::observer::KeyringEvent;
 use crate::service::plugin::Plugin;
 use crate::service::unwrap::{self, Readers};
+use crate::span;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -280,11 +282,15 @@ impl Plugin {
                 let plugin = Arc::clone(self);
                 let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
                 // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
+                let scope = span::here();
                 tokio::spawn(
                     async move {
-                        let name = DekName { kek: &kek, wrapped: &wrapped };
-                        let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
-                        flight.settle(outcome, plugin.clock().now());
+                        let unwrapping = async {
+                            let name = DekName { kek: &kek, wrapped: &wrapped };
+                            let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
+                            flight.settle(outcome, plugin.clock().now());
+                        };
+                        scope.within(pin!(unwrapping)).await;
                     }
                     .in_current_span(),
                 );

@@ -27,6 +27,18 @@ impl Rpc {
     }
 }
 
+impl Rpc {
+    /// Its whole name.
+    #[must_use]
+    pub const fn method(self) -> &'static str {
+        match self {
+            Self::Status => "v2.KeyManagementService/Status",
+            Self::Encrypt => "v2.KeyManagementService/Encrypt",
+            Self::Decrypt => "v2.KeyManagementService/Decrypt",
+        }
+    }
+}
+
 /// One of the two calls to a KEK provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KekOperation {
@@ -43,6 +55,15 @@ impl KekOperation {
         match self {
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
+        }
+    }
+
+    /// As its span is called.
+    #[must_use]
+    pub const fn span(self) -> &'static str {
+        match self {
+            Self::Wrap => "kek.wrap",
+            Self::Unwrap => "kek.unwrap",
         }
     }
 }
@@ -94,6 +115,8 @@ pub trait Observer: Send + Sync + fmt::Debug {
     fn keyring(&self, event: KeyringEvent);
     /// A write state was published; `rotated` when its key_id differs from the one before.
     fn published(&self, rotated: bool);
+    /// A peer that is not allowed was refused.
+    fn peer_refused(&self) {}
 }
 
 /// Counts nothing: for commands and tests that do not look.

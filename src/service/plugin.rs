@@ -206,6 +206,7 @@ impl Plugin {
             dek_age: write.map(|w| now.since(w.born())),
             dek_uses: write.map(WriteState::uses),
             last_good_probe: published.last_good.map(|when| now.since(when)),
+            deletion: self.keks.load().write().kek.deletion_date(),
             keyring_entries: self.keyring.len(),
             keyring_capacity: self.settings.load().cache_capacity,
         }

@@ -14,6 +14,8 @@ use crate::service::observer::{KekOperation, Observer};
 use crate::service::recovery::RecoveryOutcomes;
 use crate::service::settings::Settings;
 use crate::service::write_state::WriteState;
+use crate::span;
+use std::pin::pin;
 use std::sync::Arc;
 
 /// Proven to wrap and unwrap; not yet published.
@@ -126,8 +128,14 @@ pub(super) async fn observed<T>(
     call: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
     let began = clock.now();
-    let outcome = call.await;
+    let span = span::internal(operation.span());
+    let outcome = span.scope().within(pin!(call)).await;
     let result = outcome.as_ref().map(|_| ()).map_err(Fault::reason);
+    span.text("kube_kms.provider", kek.kind().as_str());
+    span.text("kube_kms.outcome", result.err().map_or("ok", Reason::label));
+    if let Err(reason) = result {
+        span.failed(reason.label());
+    }
     observer.kek_call(kek.kind().as_str(), operation, result, clock.now().since(began));
     outcome
 }

@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub dek_uses: Option<u64>,
     /// Time since a probe of the writing KEK last went well.
     pub last_good_probe: Option<Duration>,
+    /// When the provider will delete the writing KEK, as a time since the Unix epoch, where it has said so.
+    pub deletion: Option<Duration>,
     /// Unwrapped DEKs in the keyring.
     pub keyring_entries: usize,
     /// What `cache.capacity` allows.

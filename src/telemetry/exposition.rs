@@ -25,6 +25,7 @@ pub(super) fn snapshot() -> Snapshot {
         dek_age: Some(Duration::from_secs(3600)),
         dek_uses: Some(17),
         last_good_probe: Some(Duration::from_millis(95_250)),
+        deletion: Some(Duration::from_secs(1_900_000_000)),
         keyring_entries: 3,
         keyring_capacity: 4096,
     }

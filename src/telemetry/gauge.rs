@@ -5,13 +5,14 @@
 //! SPEC: docs/conformance.md items 85 and 88; docs/observability.md.
 
 use crate::core::health::State;
+use crate::os::wall_clock;
 use crate::service::snapshot::Snapshot;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Before every name.
 pub(super) const PREFIX: &str = "kube_kms";
@@ -27,14 +28,27 @@ pub struct ProcessFacts {
     pub log_lines_dropped: usize,
 }
 
-/// Everything about this moment. `last_rotation` is the time since the Unix epoch.
-pub(super) fn registry(snapshot: &Snapshot, process: ProcessFacts, last_rotation: Option<Duration>) -> Registry {
+/// What is remembered of rotations; times since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rotations {
+    /// When this process last changed its key_id.
+    pub(super) last: Option<Duration>,
+    /// When it began to write under the KEK version of now.
+    pub(super) version_since: Option<Duration>,
+}
+
+/// Everything about this moment.
+pub(super) fn registry(snapshot: &Snapshot, process: ProcessFacts, rotations: Rotations) -> Registry {
     let mut registry = Registry::with_prefix(PREFIX);
     let r = &mut registry;
     health(r, snapshot);
     key(r, snapshot);
-    if let Some(at) = last_rotation {
+    if let Some(at) = rotations.last {
         seconds(r, "last_rotation_timestamp", "When this process last changed its key_id, in Unix time", at);
+    }
+    if let (Some(since), Some(_)) = (rotations.version_since, &snapshot.kek) {
+        let age = since_epoch().saturating_sub(since);
+        seconds(r, "kek_version_age", "Time since this process began to write under this KEK version", age);
     }
     if !snapshot.recovery.is_empty() {
         let wrapped = Family::<[(&'static str, String); 1], Gauge>::default();
@@ -68,6 +82,12 @@ fn health(r: &mut Registry, snapshot: &Snapshot) {
     number(r, "status_ok", "1 while Status answers ok, else 0", u64::from(snapshot.is_ok));
     let outage = snapshot.outage.unwrap_or_default();
     seconds(r, "outage", "How long the KMS has been away; 0 while it is not", outage);
+    if let Some(outage) = snapshot.outage {
+        // Whole seconds: the same at every scrape of one outage, or nearly.
+        let began = since_epoch().saturating_sub(outage);
+        let began = Duration::from_secs(began.as_secs());
+        seconds(r, "coasting_since_timestamp", "When the KMS was last known to be well, in Unix time", began);
+    }
     if let Some(age) = snapshot.last_good_probe {
         seconds(r, "last_good_probe", "Time since a probe of the writing KEK last went well", age);
     }
@@ -85,12 +105,19 @@ fn key(r: &mut Registry, snapshot: &Snapshot) {
         ];
         r.register("key", "The key_id that Status reports and the KEK version behind it", Info::new(labels));
     }
+    if let Some(at) = snapshot.deletion {
+        seconds(r, "kek_deletion_timestamp", "When the KMS will delete the writing KEK, in Unix time", at);
+    }
     if let Some(age) = snapshot.dek_age {
         seconds(r, "dek_age", "Age of the DEK that seals now", age);
     }
     if let Some(uses) = snapshot.dek_uses {
         number(r, "dek_uses", "Seals under the DEK that seals now", uses);
     }
+}
+
+fn since_epoch() -> Duration {
+    wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 fn seconds(r: &mut Registry, name: &str, help: &str, value: Duration) {
@@ -115,11 +142,13 @@ mod tests {
     use crate::telemetry::exposition::{Page, snapshot};
     use prometheus_client::encoding::text::encode;
 
+    const ROTATIONS: Rotations = Rotations { last: None, version_since: Some(Duration::from_secs(1_700_000_000)) };
+
     fn page(snapshot: &Snapshot) -> Page {
         let mut text = String::new();
         encode(
             &mut text,
-            &registry(snapshot, ProcessFacts { locked: 8192, unlocked: 4096, log_lines_dropped: 5 }, None),
+            &registry(snapshot, ProcessFacts { locked: 8192, unlocked: 4096, log_lines_dropped: 5 }, ROTATIONS),
         )
         .unwrap();
         Page::parse(&text).unwrap()

@@ -10,7 +10,8 @@ use crate::core::kek_ref::KekKind;
 use crate::os::wall_clock;
 use crate::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
 use crate::service::snapshot::Snapshot;
-use crate::telemetry::gauge::{self, ProcessFacts};
+use crate::telemetry::gauge::{self, ProcessFacts, Rotations};
+use crate::telemetry::otlp::Exports;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -62,8 +63,13 @@ pub struct Metrics {
     keyring: Vec<Counter>,
     published_same: Counter,
     published_rotated: Counter,
+    peers_refused: Counter,
+    traces: Exports,
+    metrics: Exports,
     /// Seconds since the epoch; zero for never.
     last_rotation: AtomicU64,
+    /// The same for the KEK version.
+    version_since: AtomicU64,
 }
 
 /// The handles of one RPC, resolved once.
@@ -138,8 +144,24 @@ impl Metrics {
             "DEKs put into use, and whether the key_id changed with it",
             published,
         );
+        let peers_refused = Counter::default();
+        registry.register(
+            "peers_refused",
+            "Requests of peers that listen.allowUids does not allow",
+            peers_refused.clone(),
+        );
+        let exports = Family::<Labels<2>, Counter>::default();
+        let [traces, metrics] = ["traces", "metrics"].map(|signal| Exports {
+            sent: exports.get_or_create_owned(&[("signal", signal), ("outcome", "ok")]),
+            failed: exports.get_or_create_owned(&[("signal", signal), ("outcome", "failed")]),
+            ..Exports::default()
+        });
+        registry.register("otlp_exports", "Exports to the collector that ended", exports);
         Self {
             registry,
+            peers_refused,
+            traces,
+            metrics,
             status,
             encrypt,
             decrypt,
@@ -149,17 +171,19 @@ impl Metrics {
             published_same,
             published_rotated,
             last_rotation: AtomicU64::new(0),
+            version_since: AtomicU64::new(0),
         }
     }
 
     /// The whole page, of [`CONTENT_TYPE`].
     #[must_use]
     pub fn encode(&self, snapshot: &Snapshot, process: ProcessFacts) -> String {
-        let last_rotation = match self.last_rotation.load(Ordering::Relaxed) {
+        let when = |at: &AtomicU64| match at.load(Ordering::Relaxed) {
             0 => None,
             seconds => Some(Duration::from_secs(seconds)),
         };
-        let now = gauge::registry(snapshot, process, last_rotation);
+        let rotations = Rotations { last: when(&self.last_rotation), version_since: when(&self.version_since) };
+        let now = gauge::registry(snapshot, process, rotations);
         let mut page = String::new();
         let written = encode_registry(&mut page, &self.registry)
             .and_then(|()| encode_registry(&mut page, &now))
@@ -169,6 +193,12 @@ impl Metrics {
             page.clear();
         }
         page
+    }
+
+    /// Counts of the exports of traces and of metrics.
+    #[must_use]
+    pub fn exports(&self) -> (Exports, Exports) {
+        (self.traces.clone(), self.metrics.clone())
     }
 
     const fn of(&self, rpc: Rpc) -> &OfRpc {
@@ -220,13 +250,20 @@ impl Observer for Metrics {
     }
 
     fn published(&self, rotated: bool) {
+        let now = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if rotated || self.version_since.load(Ordering::Relaxed) == 0 {
+            self.version_since.store(now.as_secs(), Ordering::Relaxed);
+        }
         if rotated {
             self.published_rotated.inc();
-            let now = wall_clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             self.last_rotation.store(now.as_secs(), Ordering::Relaxed);
         } else {
             self.published_same.inc();
         }
+    }
+
+    fn peer_refused(&self) {
+        self.peers_refused.inc();
     }
 }
 
@@ -349,8 +386,14 @@ mod tests {
 
     #[test]
     fn a_new_dek_is_not_a_rotation_and_a_rotation_leaves_its_time() {
-        assert_eq!(effect(|m| m.published(false)), [r#"kube_kms_write_state_published_total{rotated="false"} 0→1"#]);
-        let effects = effect(|m| m.published(true));
+        // How old the KEK version is changes with every look.
+        let effect = |rotated| {
+            let mut effects = effect(|m| m.published(rotated));
+            effects.retain(|line| !line.starts_with("kube_kms_kek_version_age_seconds"));
+            effects
+        };
+        assert_eq!(effect(false), [r#"kube_kms_write_state_published_total{rotated="false"} 0→1"#]);
+        let effects = effect(true);
         assert_eq!(effects.len(), 2, "{effects:?}");
         assert!(effects[0].starts_with("kube_kms_last_rotation_timestamp_seconds{} 0→1"), "{effects:?}");
         assert_eq!(effects[1], r#"kube_kms_write_state_published_total{rotated="true"} 0→1"#);

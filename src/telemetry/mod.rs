@@ -9,6 +9,7 @@ mod gauge;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod otlp;
 
 pub use gauge::ProcessFacts;
 

@@ -6,6 +6,7 @@ pub mod apiserver_whole;
 pub mod bad_plugin;
 pub mod bolt_file;
 pub mod canary;
+pub mod collector;
 pub mod etcd_store;
 pub mod fake_api;
 #[cfg(feature = "aws")]

@@ -59,6 +59,7 @@ impl Need {
         }
         need.bind = config.http.map(|address| address.port());
         need.connect.extend(&surroundings.ports);
+        need.connect.extend(config.otlp.as_deref().and_then(surroundings::port_of));
         if !need.connect.is_empty() {
             need.connect.insert(DNS);
             need.read.extend(LOOKUP.iter().map(PathBuf::from));

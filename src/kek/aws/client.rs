@@ -13,10 +13,12 @@ use super::date::DateHeader;
 use super::error::{KmsError, Op};
 use super::key_name::KeyArn;
 use super::settings::AwsSettings;
+use super::user_agent::with_uid;
 use crate::core::annotation::WrappedDek;
 use crate::core::context::WrapContext;
 use crate::core::dek::DekBytes;
 use crate::core::fault::Reason;
+use crate::core::port::KekCall;
 use arc_swap::ArcSwap;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -30,6 +32,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// What a call returned, with AWS's id of the request.
@@ -52,6 +55,14 @@ pub(super) struct Decrypted {
     pub(super) dek: DekBytes,
     /// Empty where a key has none.
     pub(super) material: String,
+}
+
+/// What DescribeKey returned.
+#[derive(Clone, Debug)]
+pub(super) struct Described {
+    pub(super) state: KeyState,
+    /// Since the Unix epoch, for a key that is pending deletion.
+    pub(super) deletion: Option<Duration>,
 }
 
 /// A client of AWS KMS in one region.
@@ -126,6 +137,7 @@ impl KmsClient {
         key: &str,
         dek: &DekBytes,
         context: &WrapContext,
+        made_for: &KekCall,
     ) -> Result<Answer<Encrypted>, KmsError> {
         let pool = self.pool.load_full();
         let call = pool
@@ -134,7 +146,7 @@ impl KmsClient {
             .key_id(key)
             .plaintext(Blob::new(dek.expose_bytes().to_vec()))
             .set_encryption_context(Some(pairs(context)));
-        let sent = call.send().await;
+        let sent = call.customize().mutate_request(with_uid(made_for.uid.as_ref())).send().await;
         pool.note(&sent);
         let answer = sent.map_err(|error| KmsError::from_sdk(Op::Encrypt, &error))?;
         let request_id = answer.request_id().map(str::to_owned);
@@ -152,6 +164,7 @@ impl KmsClient {
         key: &KeyArn,
         dek: &WrappedDek,
         context: &WrapContext,
+        made_for: &KekCall,
     ) -> Result<Answer<Decrypted>, KmsError> {
         let pool = self.pool.load_full();
         let call = pool
@@ -161,7 +174,7 @@ impl KmsClient {
             .key_id(key.as_str())
             .ciphertext_blob(Blob::new(dek.as_bytes()))
             .set_encryption_context(Some(pairs(context)));
-        let sent = call.send().await;
+        let sent = call.customize().mutate_request(with_uid(made_for.uid.as_ref())).send().await;
         pool.note(&sent);
         let mut answer = sent.map_err(|error| KmsError::from_sdk(Op::Decrypt, &error))?;
         let plaintext = answer.plaintext.take().map(|blob| Zeroizing::new(blob.into_inner()));
@@ -177,23 +190,32 @@ impl KmsClient {
     }
 
     /// Asks for the state of a key.
-    pub(super) async fn key_state(&self, key: &str) -> Result<Answer<KeyState>, KmsError> {
-        self.key_state_and_date(key, DateHeader::default()).await
+    pub(super) async fn key_state(&self, key: &str, made_for: &KekCall) -> Result<Answer<Described>, KmsError> {
+        self.key_state_and_date(key, made_for, DateHeader::default()).await
     }
 
     /// As [`KmsClient::key_state`]; whatever the answer is, its time is in `date`.
-    pub(super) async fn key_state_and_date(&self, key: &str, date: DateHeader) -> Result<Answer<KeyState>, KmsError> {
+    pub(super) async fn key_state_and_date(
+        &self,
+        key: &str,
+        made_for: &KekCall,
+        date: DateHeader,
+    ) -> Result<Answer<Described>, KmsError> {
         let pool = self.pool.load_full();
         let call = pool.sdk.describe_key().key_id(key).customize().interceptor(date);
-        let sent = call.send().await;
+        let sent = call.mutate_request(with_uid(made_for.uid.as_ref())).send().await;
         pool.note(&sent);
         let answer = sent.map_err(|error| KmsError::from_sdk(Op::DescribeKey, &error))?;
         let request_id = answer.request_id().map(str::to_owned);
-        let state = answer.key_metadata.and_then(|metadata| metadata.key_state).ok_or_else(|| {
+        let described = answer.key_metadata.and_then(|metadata| {
+            let deletion = metadata.deletion_date.and_then(|date| u64::try_from(date.secs()).ok());
+            Some(Described { state: metadata.key_state?, deletion: deletion.map(Duration::from_secs) })
+        });
+        let described = described.ok_or_else(|| {
             KmsError::local(Op::DescribeKey, Reason::KekUnusable, "no key state in the answer")
                 .with_request_id(request_id.as_deref())
         })?;
-        Ok(Answer { value: state, request_id })
+        Ok(Answer { value: described, request_id })
     }
 }
 

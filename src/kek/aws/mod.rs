@@ -13,6 +13,7 @@ pub mod key_name;
 pub mod settings;
 #[cfg(test)]
 mod tests;
+mod user_agent;
 
 use crate::core::annotation::WrappedDek;
 use crate::core::context::WrapContext;
@@ -21,17 +22,18 @@ use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
 use crate::core::port::{Kek, KekCall, KekFuture, Notice, Unwrapped, Wrapped};
 use crate::os::{self, Stopwatch};
+use crate::span::{self, Span};
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use client::{Answer, KmsClient};
+use client::{Answer, Described, KmsClient};
 use date::DateHeader;
 use error::{KmsError, Op};
 use key_name::{KeyArn, KeyName};
 use settings::{AwsSettings, SettingsError};
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// What is lost without the permission.
@@ -51,6 +53,8 @@ pub struct AwsKek {
     region: String,
     /// The account of the configured key, once the KMS has told it.
     account: OnceLock<String>,
+    /// The key, as it was named, of which the KMS has said that it will delete it, and when.
+    deletion: Mutex<Option<(String, Duration)>>,
 }
 
 impl AwsKek {
@@ -82,7 +86,13 @@ impl AwsKek {
             settings::check_endpoint(endpoint).map_err(unusable)?;
         }
         let client = KmsClient::new(&settings, region, sdk);
-        Ok(Self { client, region: region.to_owned(), key: settings.key().clone(), account: OnceLock::new() })
+        Ok(Self {
+            client,
+            region: region.to_owned(),
+            key: settings.key().clone(),
+            account: OnceLock::new(),
+            deletion: Mutex::default(),
+        })
     }
 
     /// The region in which this KEK is.
@@ -99,7 +109,7 @@ impl AwsKek {
 
     async fn wrap(&self, dek: &DekBytes, context: &WrapContext, call: &KekCall) -> Result<Wrapped, Fault> {
         let key = self.key.as_str();
-        let wrapped = self.settled(Op::Encrypt, key, call, self.client.encrypt(key, dek, context)).await?;
+        let wrapped = self.settled(Op::Encrypt, key, call, self.client.encrypt(key, dek, context, call)).await?;
         // INVARIANT: what is wrapped here can be unwrapped here (test `an_answer_from_a_key_that_may_not_unwrap_is_refused`).
         if !self.key.allows(&wrapped.key, &self.region, self.account.get().map(String::as_str)) {
             let what =
@@ -122,7 +132,7 @@ impl AwsKek {
     ) -> Result<Unwrapped, Fault> {
         // SECURITY: the annotation may not choose the key, whoever calls.
         let key = self.allowed(kek).ok_or(Reason::KekNotConfigured)?;
-        let run = self.client.decrypt(&key, dek, context);
+        let run = self.client.decrypt(&key, dek, context, call);
         let unwrapped = self.settled(Op::Decrypt, key.as_str(), call, run).await?;
         // The answer's KeyId is the one that was asked for: the client has compared them.
         let version = KekVersion { kek: kek.clone(), version: unwrapped.material };
@@ -143,13 +153,27 @@ impl AwsKek {
             self.client.leave_connections();
         }
         let error = match outcome {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                self.works(key);
+                return Ok(value);
+            }
             Err(error) if !error.is_about_key_state() => return Err(error.into_fault()),
             Err(error) => error,
         };
         let rest = call.timeout.saturating_sub(watch.elapsed());
-        let state = timed(Op::DescribeKey, key, call, rest, self.client.key_state(key)).await;
-        Err(error.with_key_state(state).into_fault())
+        let state = timed(Op::DescribeKey, key, call, rest, self.client.key_state(key, call)).await;
+        if let Ok(Described { deletion: Some(date), .. }) = &state {
+            *self.deletion.lock().unwrap_or_else(PoisonError::into_inner) = Some((key.to_owned(), *date));
+        }
+        Err(error.with_key_state(state.map(|described| described.state)).into_fault())
+    }
+
+    /// A key that works is not about to be deleted any more.
+    fn works(&self, key: &str) {
+        let mut deletion = self.deletion.lock().unwrap_or_else(PoisonError::into_inner);
+        if deletion.as_ref().is_some_and(|(of, _)| of == key) {
+            *deletion = None;
+        }
     }
 }
 
@@ -162,8 +186,10 @@ async fn timed<T>(
     run: impl Future<Output = Result<Answer<T>, KmsError>>,
 ) -> Result<T, KmsError> {
     let watch = Stopwatch::start();
+    let span = span::client(op.label());
     let outcome = tokio::time::timeout(limit, run).await.unwrap_or_else(|_| Err(KmsError::deadline(op)));
     let elapsed_us = u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX);
+    describe(&span, op, call, &outcome);
     let uid = call.uid.as_ref().map(tracing::field::display);
     let op = op.label();
     match outcome {
@@ -183,6 +209,30 @@ async fn timed<T>(
             tracing::warn!(target: LOG, op, key, outcome, aws_request_id = id, uid, elapsed_us, error = cause, "KMS call");
             Err(error)
         }
+    }
+}
+
+/// SPEC: OpenTelemetry semantic conventions for the AWS SDK, and ours under `kube_kms`.
+fn describe<T>(span: &Span, op: Op, call: &KekCall, outcome: &Result<Answer<T>, KmsError>) {
+    if !span.is_seen() {
+        return;
+    }
+    let (word, id) = match outcome {
+        Ok(answer) => ("ok", answer.request_id.as_deref()),
+        Err(error) => (error.reason().label(), error.request_id()),
+    };
+    span.text("rpc.system", "aws-api");
+    span.text("rpc.service", "KMS");
+    span.text("rpc.method", op.label().trim_start_matches("kms:"));
+    span.text("kube_kms.outcome", word);
+    if let Some(id) = id {
+        span.text("aws.request_id", id);
+    }
+    if let Some(uid) = &call.uid {
+        span.text("kube_kms.uid", uid.as_str());
+    }
+    if let Err(error) = outcome {
+        span.failed(error.reason().label());
     }
 }
 
@@ -214,11 +264,15 @@ impl Kek for AwsKek {
         Box::pin(self.unwrap(kek, dek, context, call))
     }
 
+    fn deletion_date(&self) -> Option<Duration> {
+        self.deletion.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, date)| *date)
+    }
+
     fn notices<'a>(&'a self, call: &'a KekCall) -> KekFuture<'a, Vec<Notice>> {
         Box::pin(async move {
             let key = self.key.as_str();
             let date = DateHeader::default();
-            let asked = self.client.key_state_and_date(key, date.clone());
+            let asked = self.client.key_state_and_date(key, call, date.clone());
             let outcome = timed(Op::DescribeKey, key, call, call.timeout, asked).await;
             let skew = date.skew(os::wall_clock()).map(|what| Notice { what, remedy: SET_THE_CLOCK });
             let mut notices: Vec<Notice> = skew.into_iter().collect();
