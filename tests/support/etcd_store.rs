@@ -244,7 +244,11 @@ pub fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
         let last = said.lines().last().unwrap_or("no message").to_owned();
         if ran.status.success() { Ok(()) } else { Err(format!("no {name}, and none to be had: {last}")) }
     };
-    run(Command::new("apt-get").args(["download", "--quiet", package]))?;
+    let download = || run(Command::new("apt-get").args(["download", "--quiet", package]));
+    // A new machine has no list of packages yet; without the right to make one, the first failure is what counts.
+    download().or_else(|failed| {
+        run(Command::new("apt-get").args(["update", "--quiet"])).and_then(|()| download()).map_err(|_| failed)
+    })?;
     let file = fs::read_dir(mine.path()).ok().and_then(|mut files| files.next()?.ok());
     let file = file.ok_or_else(|| format!("no {package} package"))?;
     run(Command::new("dpkg-deb").arg("-x").arg(file.path()).arg("root"))?;
