@@ -179,7 +179,6 @@ def main():
         RECORD.parent.mkdir(exist_ok=True)
         RECORD.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
         print(f"\n{RECORD.relative_to(ROOT)} is written")
-        record = {}
     found = problems(figures, within, record)
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
