@@ -74,7 +74,7 @@ faults! {
     an_unknown_path_as_internal_error_fails_item_6: UnknownPathIsInternal, PATIENT, [6], "/v2.KeyManagementService/Rotate: Internal: \"no handler\"";
     hanging_up_on_an_unknown_path_fails_item_6: UnknownPathHangsUp, PATIENT, [6], "/v2.KeyManagementService/Rotate: no answer";
     // Item 44 has three connections at once.
-    a_newest_connection_that_is_the_only_one_fails_item_8: NewestConnectionOnly, PATIENT, [8, 44], "Status on the first of two connections that poll: no answer: the connection was closed with GOAWAY NO_ERROR";
+    a_newest_connection_that_is_the_only_one_fails_item_8: NewestConnectionOnly, PATIENT, [8, 44], "Status on the first of two connections that poll: no answer: ";
     a_deadline_that_is_ignored_fails_item_11: DeadlineIgnored, PATIENT, [11], "Decrypt with grpc-timeout 50m was answered after 1.";
     cancelled_calls_that_keep_their_place_fail_item_12: CancelledKeepTheirPlace, BRIEF, [12], "after 1000 cancelled calls: Decrypt failed: no answer within the deadline";
     few_streams_fail_item_13: FewStreams, PATIENT, [13], "its SETTINGS allow 100 streams at once";

@@ -65,7 +65,7 @@ cp -p "$keyring" "$dir/old.json"
 plugin=$!
 seen() { grep -o 'k1-[0-9a-f]*' "$dir/state/state.json" 2> /dev/null | sort -u | wc -l; }
 while [ "$(seen)" -lt 2 ]; do sleep 0.1; done
-sleep 0.5
+sleep 4.5
 kill -9 $plugin
 wait $plugin
 rm -rf "$dir/state"
@@ -137,7 +137,7 @@ exec "$BIN" serve --config "$dir/own.yaml"
 fn a_plugin_that_stops_writing_in_an_outage_fails_in_the_outage_and_nowhere_else() {
     let drill = with(
         r#"
-sed 's|"grace": "8s"|"grace": "8s", "stopAfter": "9s"|' "$config" > "$dir/own.yaml"
+sed 's|"grace": "8s"|"grace": "8s", "stopAfter": "8s"|' "$config" > "$dir/own.yaml"
 exec "$BIN" serve --config "$dir/own.yaml"
 "#,
     );

@@ -21,8 +21,8 @@ pub(crate) static STEP: Step = Step {
     ],
 };
 
-/// How long every Status is watched after it has moved.
-const WATCHED: Duration = Duration::from_secs(4);
+/// How long every Status is watched after it has moved: longer than an API server takes from poll to poll.
+const WATCHED: Duration = Duration::from_secs(7);
 
 pub(crate) fn play<'a>(w: &'a mut World, sheet: &'a mut Sheet) -> Playing<'a> {
     Box::pin(async move {
