@@ -31,7 +31,7 @@ const DEPENDENCIES_MAX: LevelFilter = LevelFilter::WARN;
 const LINES_WAITING: usize = 32_768;
 
 /// How long a line may wait for others to be written with.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(10);
 /// Bytes that are written at once at most.
 const GATHERED_MAX: usize = 64 * 1024;
 
