@@ -124,7 +124,8 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
     listen::prepare(&config, activated.is_some());
     let (sandbox, confined) = Sandbox::enter(&config, &options.config, &Surroundings::read())?;
     hardened.extend(confined);
-    let logging = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level));
+    let logging = log::init(pages::log_format(config.log.format), pages::log_level(config.log.level))
+        .map_err(|e| StartError::System(format!("logging cannot start: {e}")))?;
     tracing::info!(target: "kube_kms::daemon", version = env!("CARGO_PKG_VERSION"), config = %options.config.display(), "starting");
     report(&hardened);
     let socket = listen::claim(activated, &config, options.take_over)?;
@@ -135,9 +136,11 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
     // One thread for requests: fewer wake-ups and no contention (docs/benchmarks.md). KEK files and fsync use blocking threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(logging.at_rest())
         .build()
         .map_err(|e| StartError::System(format!("the runtime cannot start: {e}")))?;
     let served = runtime.block_on(serve(options, (config, sandbox), socket, allowed, &logging, on_ready));
+    logging.no_more_rest();
     // A disk that hangs under a blocking thread must not keep the process.
     runtime.shutdown_timeout(BLOCKING_END);
     served

@@ -8,7 +8,7 @@ use crate::core::key_id::KeyId;
 use crate::core::limit;
 use crate::core::port::{Clock, Moment};
 use crate::core::uid::Uid;
-use crate::grpc::request_log::RequestLog;
+use crate::grpc::request_log::{RequestLog, Served, Under};
 use crate::grpc::status::status;
 use crate::service::decrypt::DekSource;
 use crate::service::observer::{Observer, Rpc};
@@ -43,6 +43,11 @@ impl Calls {
         Call { calls: self, rpc, began: self.clock.now(), crowded, ended: false, span }
     }
 
+    /// Logs what was answered.
+    pub(super) fn log(&self, served: &Served) {
+        self.log.served(served);
+    }
+
     /// Takes note of a connection for which there is no place.
     pub(super) fn refuse_connection(&self, peer: &Peer) {
         self.log.no_place(peer.uid, self.clock.now());
@@ -72,19 +77,26 @@ impl Call<'_> {
         if self.crowded { Err(Reason::Overloaded.into()) } else { Ok(()) }
     }
 
-    pub(super) fn served(mut self, uid: &Uid, key_id: &KeyId, detail: &'static str) {
+    /// The end of an Encrypt or a Decrypt that went well; what it returns is logged when the answer has been sent.
+    pub(super) fn served(mut self, uid: Uid, under: Under, detail: &'static str) -> Served {
         let elapsed = self.end(Ok(()));
         if self.span.is_seen() {
             self.span.text("kube_kms.uid", uid.as_str());
-            self.span.text("kube_kms.key_id_hash", &key_id.metric_hash());
-            if self.rpc == Rpc::Status {
-                self.span.text("kube_kms.healthz", detail);
-            } else {
-                self.span.text("kube_kms.dek", detail);
-                self.span.flag("kube_kms.coalesced", detail == DekSource::Joined.label());
-            }
+            self.span.text("kube_kms.key_id_hash", &under.key_id().metric_hash());
+            self.span.text("kube_kms.dek", detail);
+            self.span.flag("kube_kms.coalesced", detail == DekSource::Joined.label());
         }
-        self.calls.log.served(self.rpc, uid, key_id, detail, elapsed);
+        Served { rpc: self.rpc, uid, under, detail, elapsed }
+    }
+
+    /// The end of a Status that went well.
+    pub(super) fn said(mut self, key_id: &KeyId, healthz: &'static str) {
+        let elapsed = self.end(Ok(()));
+        if self.span.is_seen() {
+            self.span.text("kube_kms.key_id_hash", &key_id.metric_hash());
+            self.span.text("kube_kms.healthz", healthz);
+        }
+        self.calls.log.status(key_id, healthz, elapsed);
     }
 
     pub(super) fn failed(mut self, uid: &Uid, fault: &Fault) -> Status {

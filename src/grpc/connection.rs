@@ -4,6 +4,7 @@
 //! its own); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
 //! waits for it; after `stop` there is a GOAWAY, and running calls end. Refuses to know what a request asks. SPEC: RFC 9113.
 
+use crate::grpc::request_log::Served;
 use crate::grpc::server::KmsServer;
 use crate::service::peer::Peer;
 use bytes::Bytes;
@@ -53,26 +54,54 @@ where
     };
     let mut is_stopping = false;
     let (mut arrived, mut rhythm) = (Vec::new(), Rhythm::default());
+    let mut answered = Answered { server: &server, all: Vec::new() };
     loop {
         let is_open = poll_fn(|cx| {
             if !is_stopping && stopped.as_mut().poll(cx).is_ready() {
                 connection.graceful_shutdown();
                 is_stopping = true;
             }
-            take_in(&mut connection, &mut arrived, &mut rhythm, cx)
+            let taken = take_in(&mut connection, &mut arrived, &mut rhythm, cx);
+            // The answers are sent.
+            answered.log();
+            taken
         });
         let is_open = is_open.await;
         for (request, to) in arrived.drain(..) {
             let mut response = Box::pin(server.clone().respond(Arc::clone(&peer), request, to));
             // Woken by nobody: when it is not over at once, its task asks again.
-            if response.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                tokio::spawn(response);
+            match response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(served) => answered.all.extend(served),
+                Poll::Pending => {
+                    let server = server.clone();
+                    tokio::spawn(async move { response.await.iter().for_each(|served| server.log(served)) });
+                }
             }
         }
         if !is_open {
             return;
         }
         give_way().await;
+    }
+}
+
+/// Requests that are to be logged when their answers have been sent, or when the connection ends.
+struct Answered<'a> {
+    server: &'a KmsServer,
+    all: Vec<Served>,
+}
+
+impl Answered<'_> {
+    fn log(&mut self) {
+        for served in self.all.drain(..) {
+            self.server.log(&served);
+        }
+    }
+}
+
+impl Drop for Answered<'_> {
+    fn drop(&mut self) {
+        self.log();
     }
 }
 

@@ -1,5 +1,7 @@
 //! One log line per Encrypt and Decrypt, with uid, outcome, latency and key_id; Status at debug.
 //!
+//! A request that was served is logged after its answer has been sent ([`Served`]): nobody waits for a line.
+//!
 //! SECURITY: plaintext, ciphertext and annotations never get here. Lines that a hostile or broken peer can cause without
 //! end (malformed and refused requests) are limited to a few per second; how many were left out is said.
 
@@ -8,12 +10,43 @@ use crate::core::key_id::KeyId;
 use crate::core::port::Moment;
 use crate::core::uid::Uid;
 use crate::service::observer::Rpc;
-use std::sync::{Mutex, PoisonError};
+use crate::service::write_state::WriteState;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Lines about malformed or refused requests in one window.
 const PER_WINDOW: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// A request that was served, to be logged.
+#[derive(Debug)]
+#[must_use = "a request that is not logged cannot be matched with the API server's"]
+pub struct Served {
+    pub(super) rpc: Rpc,
+    pub(super) uid: Uid,
+    pub(super) under: Under,
+    /// How: for Decrypt, where the DEK came from.
+    pub(super) detail: &'static str,
+    pub(super) elapsed: Duration,
+}
+
+/// What names the key_id, without a copy of it.
+#[derive(Debug)]
+pub enum Under {
+    /// That which sealed.
+    WriteState(Arc<WriteState>),
+    /// That of the request.
+    KeyId(KeyId),
+}
+
+impl Under {
+    pub(super) fn key_id(&self) -> &KeyId {
+        match self {
+            Self::WriteState(write) => write.key_id(),
+            Self::KeyId(key_id) => key_id,
+        }
+    }
+}
 
 /// Writes the lines.
 #[derive(Debug, Default)]
@@ -29,19 +62,21 @@ struct Window {
 }
 
 impl RequestLog {
-    /// A request that was served. `detail` says how: for Decrypt, where the DEK came from.
+    /// A request that was served.
     // Out of line, so that a profile names it (`make counts`).
     #[inline(never)]
-    pub fn served(&self, rpc: Rpc, uid: &Uid, key_id: &KeyId, detail: &'static str, elapsed: Duration) {
-        let (rpc, elapsed_us) = (rpc.label(), microseconds(elapsed));
+    pub fn served(&self, served: &Served) {
+        let (rpc, elapsed_us, detail) = (served.rpc.label(), microseconds(served.elapsed), served.detail);
         // Texts and numbers, not things to display: a line of them is written without an allocation for each.
-        if rpc == Rpc::Status.label() {
-            let key_id = &*key_id.loggable();
-            tracing::debug!(target: "kube_kms::rpc", rpc, outcome = "ok", key_id, healthz = detail, elapsed_us, "served");
-        } else {
-            let (uid, key_id) = (uid.as_str(), &*key_id.loggable());
-            tracing::info!(target: "kube_kms::rpc", rpc, uid, outcome = "ok", key_id, dek = detail, elapsed_us, "served");
-        }
+        let (uid, key_id) = (served.uid.as_str(), &*served.under.key_id().loggable());
+        tracing::info!(target: "kube_kms::rpc", rpc, uid, outcome = "ok", key_id, dek = detail, elapsed_us, "served");
+    }
+
+    /// A Status that was served: nothing to write, nearly always.
+    pub fn status(&self, key_id: &KeyId, healthz: &'static str, elapsed: Duration) {
+        let (rpc, elapsed_us) = (Rpc::Status.label(), microseconds(elapsed));
+        let key_id = &*key_id.loggable();
+        tracing::debug!(target: "kube_kms::rpc", rpc, outcome = "ok", key_id, healthz, elapsed_us, "served");
     }
 
     /// A request that failed.

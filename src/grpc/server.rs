@@ -11,6 +11,7 @@ use crate::grpc::call::Calls;
 use crate::grpc::connection;
 use crate::grpc::crowd::Crowd;
 use crate::grpc::deadline::patience;
+use crate::grpc::request_log::{Served, Under};
 use crate::grpc::status::status;
 use crate::grpc::{answer, message};
 use crate::service::decrypt::DecryptInput;
@@ -40,6 +41,13 @@ pub use crate::grpc::answer::API_VERSION;
 /// Serves KMS v2 over the plugin.
 #[derive(Clone, Debug)]
 pub struct KmsServer(Arc<Shared>);
+
+/// The answer to a request that went well.
+struct Answer {
+    frame: Bytes,
+    /// What is to be logged of it.
+    served: Option<Served>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -98,8 +106,13 @@ impl KmsServer {
         while open.join_next().await.is_some() {}
     }
 
-    /// Answers one request of this peer, unless it goes away before.
-    pub(super) async fn respond(self, peer: Arc<Peer>, request: Request<RecvStream>, mut to: SendResponse<Bytes>) {
+    /// Answers one request of this peer, unless it goes away before; what it returns is logged when the answer has been sent.
+    pub(super) async fn respond(
+        self,
+        peer: Arc<Peer>,
+        request: Request<RecvStream>,
+        mut to: SendResponse<Bytes>,
+    ) -> Option<Served> {
         let (head, mut body) = request.into_parts();
         let answer = {
             let mut answer = pin!(self.answer(&peer, &head, &mut body));
@@ -110,14 +123,22 @@ impl KmsServer {
             })
             .await
         };
-        if let Some(answer) = answer
-            && let Err(error) = message::send(&mut to, answer)
-        {
+        let (frame, served) = match answer? {
+            Ok(Answer { frame, served }) => (Ok(frame), served),
+            Err(status) => (Err(status), None),
+        };
+        if let Err(error) = message::send(&mut to, frame) {
             tracing::debug!(%error, "nobody waits for this answer any more");
         }
+        served
     }
 
-    async fn answer(&self, peer: &Peer, head: &Parts, body: &mut RecvStream) -> Result<Bytes, Status> {
+    /// Logs what was answered.
+    pub(super) fn log(&self, served: &Served) {
+        self.0.calls.log(served);
+    }
+
+    async fn answer(&self, peer: &Peer, head: &Parts, body: &mut RecvStream) -> Result<Answer, Status> {
         // SECURITY: before the message is read, so a stranger gets nothing decoded.
         if !peer.allowed {
             return Err(self.0.calls.refuse_stranger());
@@ -137,33 +158,32 @@ impl KmsServer {
         }
     }
 
-    fn status(&self, session: &Session, headers: &HeaderMap) -> Result<Bytes, Status> {
+    fn status(&self, session: &Session, headers: &HeaderMap) -> Result<Answer, Status> {
         let call = self.0.calls.begin(Rpc::Status, headers);
-        let uid = Uid::parse("");
         let published = session.status(&self.0.plugin);
         match published.status_encoded(answer::status) {
             Ok((answer, encoded)) => {
-                call.served(&uid, &answer.key_id, if answer.healthz == "ok" { "ok" } else { "not ok" });
-                Ok(encoded)
+                call.said(&answer.key_id, if answer.healthz == "ok" { "ok" } else { "not ok" });
+                Ok(Answer { frame: encoded, served: None })
             }
-            Err(fault) => Err(call.failed(&uid, fault)),
+            Err(fault) => Err(call.failed(&Uid::parse(""), fault)),
         }
     }
 
-    fn encrypt(&self, session: &Session, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
+    fn encrypt(&self, session: &Session, headers: &HeaderMap, message: Bytes) -> Result<Answer, Status> {
         let mut request = decoded::<EncryptRequest>(message)?;
         let call = self.0.calls.begin(Rpc::Encrypt, headers);
         let uid = Uid::take(std::mem::take(&mut request.uid));
         match call.admitted().and_then(|()| session.encrypt(&self.0.plugin, &request.plaintext)) {
             Ok(encrypted) => {
-                call.served(&uid, encrypted.write.key_id(), "write-state");
-                Ok(answer::encrypted(encrypted))
+                let served = call.served(uid, Under::WriteState(Arc::clone(&encrypted.write)), "write-state");
+                Ok(Answer { frame: answer::encrypted(encrypted), served: Some(served) })
             }
             Err(fault) => Err(call.failed(&uid, &fault)),
         }
     }
 
-    async fn decrypt(&self, headers: &HeaderMap, message: Bytes) -> Result<Bytes, Status> {
+    async fn decrypt(&self, headers: &HeaderMap, message: Bytes) -> Result<Answer, Status> {
         let request = decoded::<DecryptRequest>(message)?;
         let call = self.0.calls.begin(Rpc::Decrypt, headers);
         let patience = patience(headers);
@@ -173,12 +193,16 @@ impl KmsServer {
             return Err(call.failed(&uid, &fault));
         }
         let input = DecryptInput { ciphertext: &ciphertext, key_id, annotations, uid: &uid, patience };
-        let opening = pin!(self.0.plugin.decrypt(input));
-        match call.scope().within(opening).await {
+        let opened = {
+            let opening = pin!(self.0.plugin.decrypt(input));
+            call.scope().within(opening).await
+        };
+        match opened {
             Ok(mut opened) => {
-                call.served(&uid, &opened.key_id, opened.source.label());
                 // Moved, not copied: the message wipes it when it has been encoded.
-                Ok(answer::decrypted(std::mem::take(&mut *opened.plaintext)))
+                let frame = answer::decrypted(std::mem::take(&mut *opened.plaintext));
+                let served = call.served(uid, Under::KeyId(opened.key_id), opened.source.label());
+                Ok(Answer { frame, served: Some(served) })
             }
             Err(fault) => Err(call.failed(&uid, &fault)),
         }

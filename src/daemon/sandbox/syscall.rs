@@ -101,8 +101,8 @@ const IOCTLS: [u32; 5] = [0x5421, 0x541b, 0x5451, 0x5401, 0x5413];
 #[rustfmt::skip]
 const ANY_ARGUMENTS: &[i64] = &[
     // Requests.
-    libc::SYS_epoll_pwait, libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_recvfrom, libc::SYS_sendto,
-    libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_recvmmsg, libc::SYS_sendmmsg, libc::SYS_futex, libc::SYS_epoll_ctl, libc::SYS_accept4,
+    libc::SYS_epoll_pwait, libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev, libc::SYS_pwritev2, libc::SYS_recvfrom,
+    libc::SYS_sendto, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_recvmmsg, libc::SYS_sendmmsg, libc::SYS_futex, libc::SYS_epoll_ctl, libc::SYS_accept4,
     libc::SYS_close, libc::SYS_eventfd2, libc::SYS_epoll_create1, libc::SYS_epoll_pwait2, libc::SYS_ppoll, libc::SYS_pselect6,
     // Sockets.
     libc::SYS_accept, libc::SYS_bind, libc::SYS_connect, libc::SYS_listen, libc::SYS_shutdown, libc::SYS_socketpair,

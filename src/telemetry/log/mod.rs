@@ -1,24 +1,22 @@
 //! Log lines on stderr: text for people or JSON for machines.
 //!
-//! Guarantees: one event is one line, whatever its fields contain (control characters are escaped, so a hostile value
-//! cannot forge a line or drive a terminal); only our own crate logs at the chosen level. Refuses to know configuration
-//! files and the environment: no variable can raise a level. A logger that cannot write stays silent and never stops
-//! the process. Field names: docs/observability.md.
+//! Guarantees: one event is one line, whatever its fields contain (`line.rs`); only our own crate logs at the chosen level;
+//! whoever logs never waits for whoever reads (`waiting.rs`). Refuses to know configuration files and the environment: no
+//! variable can raise a level. A logger that cannot write stays silent and never stops the process. Field names:
+//! docs/observability.md.
 
-use crate::os::wall_clock;
-use std::fmt::{self, Write as _};
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::time::Duration;
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::field::RecordFields;
+mod line;
+mod waiting;
+
+use self::line::{EscapedFields, PlainText, WallClock};
+use self::waiting::{Lines, Writer};
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use tracing::Subscriber;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt::format::{FormatFields, Writer};
-use tracing_subscriber::fmt::time::FormatTime;
-use tracing_subscriber::fmt::{self as lines, FmtContext, FormatEvent, FormattedFields, MakeWriter};
+use tracing_subscriber::fmt::{self as lines, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Registry, reload};
 
 /// The target of everything that this crate logs.
@@ -26,14 +24,6 @@ const OURS: &str = "kube_kms";
 /// SECURITY: what dependencies may log at most. Below `warn` an HTTP stack prints headers and bodies, and those of a KMS
 /// call hold credentials and the DEK itself.
 const DEPENDENCIES_MAX: LevelFilter = LevelFilter::WARN;
-
-/// Lines that wait to be written at most: about 10 MiB, and a Decrypt storm of a whole API server start.
-const LINES_WAITING: usize = 32_768;
-
-/// How long a line may wait for others to be written with.
-const GATHER: Duration = Duration::from_millis(10);
-/// Bytes that are written at once at most.
-const GATHERED_MAX: usize = 64 * 1024;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,56 +79,45 @@ pub struct Logging {
     pub level: LevelHandle,
     /// Counts lines that were dropped.
     pub dropped: DroppedLines,
-    _flush: WorkerGuard,
+    writer: Writer,
+}
+
+impl Logging {
+    /// To be called by the thread that serves whenever it has nothing else to do: it is the one that writes then.
+    pub fn at_rest(&self) -> impl Fn() + Send + Sync + 'static {
+        let lines = self.writer.lines();
+        move || lines.rest()
+    }
+
+    /// That thread has ended, or does something else from now on.
+    pub fn no_more_rest(&self) {
+        self.writer.lines().no_more_rest();
+    }
 }
 
 /// How many lines were dropped because whoever reads stderr did not keep up.
 #[derive(Clone, Debug)]
-pub struct DroppedLines(ErrorCounter);
+pub struct DroppedLines(Lines);
 
 impl DroppedLines {
     /// So far.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.dropped_lines()
+        self.0.dropped()
     }
 }
 
 /// Starts logging to stderr, for the whole process. When something else (a test) already logs for it, that stays and
-/// the handle changes nothing.
+/// the handle changes nothing. Who writes, and when: `waiting.rs`.
 ///
-/// A thread of its own writes: whoever reads our stderr and stops (a stuck log collector) must never stop a request. Up
-/// to 32,768 lines wait; beyond that they are dropped and counted. It writes what a few milliseconds bring with one write.
-#[must_use]
-pub fn init(format: LogFormat, level: LogLevel) -> Logging {
-    let (writer, flush) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(LINES_WAITING)
-        .thread_name("log")
-        .finish(Gathered(BufWriter::with_capacity(GATHERED_MAX, std::io::stderr())));
-    let dropped = DroppedLines(writer.error_counter());
-    let (logger, level) = build(format, level, std::io::stderr().is_terminal(), writer);
+/// # Errors
+/// When there is no descriptor or no thread left.
+pub fn init(format: LogFormat, level: LogLevel) -> io::Result<Logging> {
+    let stderr = io::stderr();
+    let writer = Writer::start(File::from(stderr.as_fd().try_clone_to_owned()?))?;
+    let (logger, level) = build(format, level, stderr.is_terminal(), writer.lines());
     tracing::subscriber::set_global_default(logger).ok();
-    Logging { level, dropped, _flush: flush }
-}
-
-/// Lets a moment pass after the first line of a batch, so that the lines of other requests come along: waking this thread and
-/// a write(2) for every line would cost a request more than all the rest of its logging.
-struct Gathered<W: Write>(BufWriter<W>);
-
-impl<W: Write> Write for Gathered<W> {
-    #[expect(clippy::disallowed_methods, reason = "the log's own thread; no request waits for it")]
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.0.buffer().is_empty() {
-            std::thread::sleep(GATHER);
-        }
-        self.0.write(line)
-    }
-
-    /// Called when no line is waiting.
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
+    Ok(Logging { level, dropped: DroppedLines(writer.lines()), writer })
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -162,159 +141,6 @@ where
         }
     };
     (filtered.with(layer), LevelHandle(handle))
-}
-
-/// RFC 3339 in UTC with microseconds, written in one piece.
-#[derive(Debug)]
-struct WallClock;
-
-impl FormatTime for WallClock {
-    fn format_time(&self, to: &mut Writer<'_>) -> fmt::Result {
-        write!(to, "{}", humantime::format_rfc3339_micros(wall_clock()))
-    }
-}
-
-/// A line without colours, as the library's own format has it, but put together in one piece: there is one for every request, and
-/// the library goes through a `dyn Write` for each of its thirty parts.
-#[derive(Debug)]
-struct PlainText;
-
-/// Bytes that the line of a request needs, and then some.
-const LINE_USUAL: usize = 320;
-
-impl<S, N> FormatEvent<S, N> for PlainText
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut line = String::with_capacity(LINE_USUAL);
-        write!(line, "{}", humantime::format_rfc3339_micros(wall_clock()))?;
-        line.push_str(match *event.metadata().level() {
-            Level::ERROR => " ERROR ",
-            Level::WARN => "  WARN ",
-            Level::INFO => "  INFO ",
-            Level::DEBUG => " DEBUG ",
-            Level::TRACE => " TRACE ",
-        });
-        let mut is_inside = false;
-        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
-            is_inside = true;
-            line.push_str(span.name());
-            if let Some(fields) = span.extensions().get::<FormattedFields<N>>().filter(|fields| !fields.is_empty()) {
-                write!(line, "{{{fields}}}")?;
-            }
-            line.push(':');
-        }
-        if is_inside {
-            line.push(' ');
-        }
-        line.push_str(event.metadata().target());
-        line.push_str(": ");
-        let mut fields = Line { to: line, is_empty: true, written: Ok(()) };
-        event.record(&mut fields);
-        fields.written?;
-        fields.to.push('\n');
-        to.write_str(&fields.to)
-    }
-}
-
-/// `message key=value …`; a value with anything but plain characters is quoted and escaped.
-#[derive(Debug)]
-struct EscapedFields;
-
-impl<'w> FormatFields<'w> for EscapedFields {
-    fn format_fields<R: RecordFields>(&self, to: Writer<'w>, fields: R) -> fmt::Result {
-        let mut line = Line { to, is_empty: true, written: Ok(()) };
-        fields.record(&mut line);
-        line.written
-    }
-}
-
-struct Line<W> {
-    to: W,
-    is_empty: bool,
-    written: fmt::Result,
-}
-
-impl<W: fmt::Write> Line<W> {
-    fn field(&mut self, name: &str, value: &str) {
-        if self.written.is_ok() {
-            self.written = self.write(name, value);
-        }
-    }
-
-    fn write(&mut self, name: &str, value: &str) -> fmt::Result {
-        self.name(name)?;
-        if is_plain(value) {
-            return self.to.write_str(value);
-        }
-        // SECURITY: Debug of a str escapes quotes, line ends and everything that does not print.
-        write!(self.to, "{value:?}")
-    }
-
-    fn name(&mut self, name: &str) -> fmt::Result {
-        if !std::mem::take(&mut self.is_empty) {
-            self.to.write_char(' ')?;
-        }
-        self.to.write_str(name)?;
-        self.to.write_char('=')
-    }
-
-    fn message(&mut self, message: &dyn fmt::Debug) -> fmt::Result {
-        if !std::mem::take(&mut self.is_empty) {
-            self.to.write_char(' ')?;
-        }
-        write!(Escaping(&mut self.to), "{message:?}")
-    }
-
-    fn number(&mut self, name: &str, value: impl fmt::Display) -> fmt::Result {
-        self.name(name)?;
-        write!(self.to, "{value}")
-    }
-}
-
-impl<W: fmt::Write> Visit for Line<W> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        match field.name() {
-            "message" => self.record_debug(field, &format_args!("{value}")),
-            name => self.field(name, value),
-        }
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        if self.written.is_ok() {
-            self.written = self.number(field.name(), value);
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        match field.name() {
-            "message" if self.written.is_ok() => self.written = self.message(value),
-            name => self.field(name, &format!("{value:?}")),
-        }
-    }
-}
-
-/// Looks at all of it and not just up to the first that is not plain: without a branch for each byte it is much faster.
-fn is_plain(value: &str) -> bool {
-    let is_plain = |b: u8| b.is_ascii_graphic() & (b != b'"') & (b != b'\\') & (b != b'=');
-    !value.is_empty() & value.bytes().fold(true, |all, b| all & is_plain(b))
-}
-
-/// Writes the sentence of a line, without quotes around it.
-struct Escaping<'a, W>(&'a mut W);
-
-impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-            return self.0.write_str(text);
-        }
-        text.chars().try_for_each(|c| match c {
-            '"' | '\'' | '\\' => self.0.write_char(c),
-            _ => write!(self.0, "{}", c.escape_debug()),
-        })
-    }
 }
 
 #[cfg(test)]
@@ -482,30 +308,6 @@ mod tests {
         };
         assert!(coloured(true));
         assert!(!coloured(false));
-    }
-
-    #[test]
-    fn lines_that_come_together_are_written_together_and_none_is_lost() {
-        struct Counting(Captured, Arc<Mutex<u32>>);
-        impl io::Write for Counting {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                *self.1.lock().unwrap() += 1;
-                self.0.write(bytes)
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let (captured, writes) = (Captured::default(), Arc::<Mutex<u32>>::default());
-        let to = Counting(captured.clone(), Arc::clone(&writes));
-        let to = Gathered(BufWriter::with_capacity(GATHERED_MAX, to));
-        let (writer, flush) = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(to);
-        let (logger, _handle) = build(LogFormat::Text, LogLevel::Info, false, writer);
-        with_default(logger, || (0..1000).for_each(|n| info!(n, "line")));
-        drop(flush);
-        let written = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(written.lines().count(), 1000);
-        assert!(*writes.lock().unwrap() < 500, "{} writes", writes.lock().unwrap());
     }
 
     #[test]
