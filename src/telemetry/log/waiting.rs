@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle, ThreadId};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -31,6 +31,8 @@ const ENOUGH: usize = 64 * 1024;
 const WAITING_MAX: usize = 8 << 20;
 /// Bytes of memory that are kept for the next lines.
 const KEPT: usize = 4 * ENOUGH;
+/// How long the end of the process waits for whoever reads.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Bytes of stack: it writes and waits.
 const STACK: usize = 64 * 1024;
 
@@ -43,7 +45,7 @@ struct Shared {
     to: File,
     clock: MonotonicClock,
     state: Mutex<State>,
-    /// There is something for the log's own thread.
+    /// There is something for the log's own thread, or it has ended.
     changed: Condvar,
     dropped: AtomicUsize,
 }
@@ -75,14 +77,13 @@ enum Own {
     Called,
     /// Writes what it took; whatever comes meanwhile goes after that.
     Writing,
+    /// Has written everything, after the end was announced.
+    Ended,
 }
 
-/// Writes what is left when it is dropped.
+/// Writes what is left when it is dropped, if that takes no more than a second: a stderr that nobody reads stops no end.
 #[derive(Debug)]
-pub(super) struct Writer {
-    lines: Lines,
-    own: Option<JoinHandle<()>>,
-}
+pub(super) struct Writer(Lines);
 
 impl Writer {
     /// Starts the log's own thread.
@@ -108,23 +109,22 @@ impl Writer {
         };
         let lines = Lines(Arc::new(shared));
         let shared = Arc::clone(&lines.0);
-        let own = thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || shared.run())?;
-        Ok(Self { lines, own: Some(own) })
+        thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || shared.run())?;
+        Ok(Self(lines))
     }
 
     pub(super) fn lines(&self) -> Lines {
-        self.lines.clone()
+        self.0.clone()
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.lines.0.lock().is_closed = true;
-        self.lines.0.changed.notify_one();
-        if let Some(own) = self.own.take() {
-            // It has written everything then, or it panicked and nothing more can be done.
-            own.join().ok();
-        }
+        let shared = &self.0.0;
+        let mut state = shared.lock();
+        state.is_closed = true;
+        shared.changed.notify_all();
+        drop(shared.changed.wait_timeout_while(state, GOODBYE, |state| state.own != Own::Ended));
     }
 }
 
@@ -138,7 +138,7 @@ impl Lines {
     /// now. From the first call on, its lines wait for the next.
     pub(super) fn rest(&self) {
         let mut state = self.0.lock();
-        if state.waiting.is_empty() || matches!(state.own, Own::Called | Own::Writing) {
+        if state.waiting.is_empty() || matches!(state.own, Own::Called | Own::Writing | Own::Ended) {
             return;
         }
         let now = self.0.clock.now();
@@ -191,14 +191,14 @@ impl Shared {
     fn watch(&self, state: &mut State) {
         if state.own == Own::Asleep {
             state.own = Own::Watching;
-            self.changed.notify_one();
+            self.changed.notify_all();
         }
     }
 
     fn call(&self, state: &mut State) {
-        if state.own != Own::Writing {
+        if matches!(state.own, Own::Asleep | Own::Watching) {
             state.own = Own::Called;
-            self.changed.notify_one();
+            self.changed.notify_all();
         }
     }
 
@@ -229,6 +229,8 @@ impl Shared {
             let is_due = state.own == Own::Called || state.is_closed || waited >= PATIENCE;
             if state.waiting.is_empty() {
                 if state.is_closed {
+                    state.own = Own::Ended;
+                    self.changed.notify_all();
                     return;
                 }
                 state.own = Own::Asleep;
