@@ -260,6 +260,12 @@ impl Fault {
         }
         chain
     }
+
+    /// As [`Fault::causes`], for a field that a log line has only when there is something in it.
+    #[must_use]
+    pub fn known_causes(&self) -> Option<String> {
+        Some(self.causes()).filter(|causes| !causes.is_empty())
+    }
 }
 
 impl From<Reason> for Fault {
@@ -331,5 +337,7 @@ mod tests {
         let fault = Fault::caused_by(Reason::KmsUnreachable, "connect to 10.0.0.1:443 refused");
         assert!(!fault.to_string().contains("10.0.0.1"));
         assert!(fault.causes().contains("10.0.0.1"));
+        assert!(fault.known_causes().is_some_and(|causes| causes.contains("10.0.0.1")));
+        assert_eq!(Fault::new(Reason::KmsUnreachable).known_causes(), None, "no empty field in the log");
     }
 }

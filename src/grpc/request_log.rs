@@ -89,10 +89,10 @@ impl RequestLog {
                 tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, unreported, "refused: {fault}");
             }
             Class::KekDead | Class::OpenFailed | Class::Broken => {
-                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.causes(), "failed: {fault}");
+                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.known_causes(), "failed: {fault}");
             }
             _ => {
-                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.causes(), "failed: {fault}");
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.known_causes(), "failed: {fault}");
             }
         }
     }

@@ -196,7 +196,7 @@ impl Supervisor {
         let recovery = recovery::wrap_under_all(&self.plugin, keks, candidate.bytes(), settings).await;
         for (number, fault) in (1..).zip(&recovery).filter_map(|(n, r): (usize, _)| Some((n, r.as_ref().err()?))) {
             tracing::error!(
-                target: "kube_kms::recovery", recovery = number, reason = fault.reason().label(), error = fault.causes(),
+                target: "kube_kms::recovery", recovery = number, reason = fault.reason().label(), error = fault.known_causes(),
                 "the recovery KEK did not wrap the new data key; what is sealed under it opens by the primary KEK only"
             );
         }
@@ -262,7 +262,7 @@ impl Supervisor {
         self.record = self.record.after_failure(fault.reason(), self.plugin.clock().now(), &settings.policy);
         tracing::warn!(
             target: "kube_kms::health", reason = fault.reason().label(), failures = self.record.failures(),
-            error = fault.causes(), "the probe of the KEK failed: {}", fault.reason().phrase()
+            error = fault.known_causes(), "the probe of the KEK failed: {}", fault.reason().phrase()
         );
     }
 

@@ -72,7 +72,7 @@ pub(super) async fn unwrap_dek<'a>(
         }
         tracing::warn!(
             target: "kube_kms::unwrap", %uid, %kek, reason = fault.reason().label(),
-            attempt, error = fault.causes(), "unwrapping a data key failed"
+            attempt, error = fault.known_causes(), "unwrapping a data key failed"
         );
         // A KMS that throttles us is there, and a probe more is the last thing that it needs.
         if matches!(fault.class(), Class::Unreachable | Class::TooSlow) && !outage && readers == Readers::Primary {

@@ -206,7 +206,7 @@ async fn timed<T>(
         Err(error) => {
             let (outcome, id) = (error.reason().label(), error.request_id());
             let cause = tracing::field::display(&error);
-            tracing::warn!(target: LOG, op, key, outcome, aws_request_id = id, uid, elapsed_us, error = cause, "KMS call");
+            tracing::warn!(target: LOG, op, key, outcome, aws_request_id = id, uid, elapsed_us, error = cause, "a KMS call failed");
             Err(error)
         }
     }
