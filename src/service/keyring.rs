@@ -379,6 +379,19 @@ mod tests {
     }
 
     #[test]
+    fn the_deks_of_each_kek_are_kept_or_wiped_together() {
+        let keyring = keyring(64);
+        let keks = ["kept", "wiped", "kept as well", "gone"].map(|name| name.replace(' ', "-"));
+        for n in 0..40 {
+            started(&keyring, &keks[n as usize % 4], n).0.settle(Ok(dek(n)), at(0));
+        }
+        keyring.wipe_unless(|kek| kek.identity().starts_with("kept"));
+        for n in 0..40 {
+            assert_eq!(is_fresh(&keyring, &keks[n as usize % 4], n, at(1)), n % 2 == 0, "{n}");
+        }
+    }
+
+    #[test]
     fn a_flight_that_is_dropped_fails_its_waiters_and_leaves_room_for_the_next() {
         let keyring = keyring(16);
         let (flight, first) = started(&keyring, "k", 1);

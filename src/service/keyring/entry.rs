@@ -246,14 +246,29 @@ mod tests {
             request("k", &[("a.b", b"1c.d")]),
             request("k", &[(KEK, b"local:y"), ("a.b", b"1"), ("c.d", b"")]),
             request("k", &[(DEK, b"another"), ("a.b", b"1"), ("c.d", b"")]),
+            request("k", &[("a.b", b"1"), ("c.d", b""), ("z.z", b"")]),
         ] {
             assert!(!is_taken_for(&plain, &other) && !is_taken_for(&other, &plain), "{other:?}");
         }
     }
 
+    #[test]
+    fn a_value_that_reads_like_more_annotations_is_not_taken_for_them() {
+        let (one, two) =
+            (request("k", &[("y.y", b"x"), ("z.z", b"w")]), request("k", &[("y.y", b"x........z.z........w")]));
+        assert!(!is_taken_for(&two, &one) && !is_taken_for(&one, &two));
+        let mut whole = b"x".to_vec();
+        whole.extend_from_slice(&3_usize.to_le_bytes());
+        whole.extend_from_slice(b"z.z");
+        whole.extend_from_slice(&1_usize.to_le_bytes());
+        whole.extend_from_slice(b"w");
+        let three = request("k", &[("y.y", &whole)]);
+        assert!(!is_taken_for(&three, &one) && !is_taken_for(&one, &three));
+    }
+
     fn requests() -> impl Strategy<Value = Request> {
         let bytes = || prop::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(b'a')], 0..3);
-        let more = prop::collection::btree_map("[ab]{1,2}", bytes(), 0..4);
+        let more = prop::collection::btree_map("[az]{1,2}", bytes(), 0..4);
         ("[ab]{1,2}", more).prop_map(|(key_id, more)| {
             let more: Vec<_> = more.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
             request(&key_id, &more)
@@ -292,6 +307,10 @@ mod tests {
         assert_eq!((slot.kek(), slot.is_under(&short), slot.is_under(&long)), (Some(short.clone()), true, false));
         let borrowed = SlotRef::of(DekName { kek: &short, wrapped: b"yz" });
         assert!(borrowed.equivalent(&slot));
+        let entry = Held(Arc::new(Entry::new(slot.clone(), decrypt_fixture::dek(1), Moment(0))));
+        assert!(borrowed.equivalent(&entry));
+        assert!(!SlotRef::of(DekName { kek: &long, wrapped: b"yz" }).equivalent(&entry));
+        assert!(!SlotRef::of(DekName { kek: &short, wrapped: b"y" }).equivalent(&entry));
         let hash = |x: &dyn Fn(&mut std::hash::DefaultHasher)| {
             let mut state = std::hash::DefaultHasher::new();
             x(&mut state);
