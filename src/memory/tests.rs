@@ -71,13 +71,13 @@ fn debug_prints_no_content() {
 
 #[test]
 fn the_pages_are_locked_and_left_out_of_dumps_whoever_has_come_and_gone() {
-    let mut all: Vec<_> = (0..200).map(|n| filled::<1000>(n)).collect();
+    let mut all: Vec<_> = (0..200).map(filled::<1000>).collect();
     let mut nth = 0;
     all.retain(|_| {
         nth += 1;
         nth % 3 == 0
     });
-    all.extend((0..100).map(|n| filled::<1000>(n)));
+    all.extend((0..100).map(filled::<1000>));
     let large = filled::<9000>(1);
     for address in all.iter().map(address).chain([address(&large), address(&large) + 8999]) {
         let flags = flags(address);
@@ -279,7 +279,7 @@ fn child_with_many_values() {
     assert_eq!((locked_bytes(), unlocked_bytes(), vm_lck()), (0, 0, 0));
     let one = filled::<SCHEDULE>(1);
     assert_eq!((locked_bytes(), vm_lck()), (4096, 4096), "one value takes one page");
-    let mut values: Vec<_> = (0..4096).map(|n| filled::<SCHEDULE>((n % 256) as u8)).collect();
+    let mut values: Vec<_> = (0..=255).cycle().take(4096).map(filled::<SCHEDULE>).collect();
     let each = locked_bytes() / 4097;
     println!("{each} bytes for each of {SCHEDULE}");
     assert!(each < SCHEDULE * 11 / 10, "{each}");
@@ -317,7 +317,7 @@ fn child_with_a_limit() {
         setrlimit(Resource::Memlock, Rlimit { current: Some(bytes as u64), ..getrlimit(Resource::Memlock) }).unwrap();
     };
     limit(LIMIT);
-    let mut values: Vec<_> = (0..100).map(|n| filled::<SCHEDULE>(n)).collect();
+    let mut values: Vec<_> = (0..100).map(filled::<SCHEDULE>).collect();
     assert_eq!(locked_bytes(), LIMIT, "the last page that the limit leaves is locked");
     assert!(unlocked_bytes() >= 40 * SCHEDULE && unlocked_bytes() < 100 * SCHEDULE, "{}", unlocked_bytes());
     assert!((0..).zip(&values).all(|(n, value)| **value == [n; SCHEDULE]));
