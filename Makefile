@@ -85,11 +85,11 @@ bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes
 	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
 	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
 
-bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter; SIZES=1: size by features)
+bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter; ONLY=start|requests|deks|bursts; SIZES=1: size by features)
 	$(CARGO) build --locked --release --bin kube-kms
-	$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through
+	$(if $(filter bursts,$(or $(ONLY),bursts)),$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through)
 	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --bin kube-kms --target-dir target/minimal)
-	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
+	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
 
 fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a nightly compiler (installs cargo-fuzz when it is not there)
 	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz

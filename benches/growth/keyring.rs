@@ -16,10 +16,6 @@ const DEPTH: usize = 64;
 /// Distinct DEKs, each with one value.
 const STEPS: [usize; 5] = [1, 16, 256, 1024, 4096];
 
-pub fn measure(plan: &Plan, runtime: &Handle) -> Value {
-    json!({"requests": requests(plan), "deks": deks(plan, runtime)})
-}
-
 /// Sends so many of these, in turn.
 fn send(wire: &mut Wire, values: &[Vec<u8>], count: usize) {
     let (mut sent, mut ended) = (0, 0);
@@ -37,7 +33,7 @@ fn send(wire: &mut Wire, values: &[Vec<u8>], count: usize) {
     }
 }
 
-fn requests(plan: &Plan) -> Value {
+pub fn requests(plan: &Plan) -> Value {
     let (steps, each) = if plan.quick { (4, 25_000) } else { (10, 100_000) };
     println!("\nmemory over {} Encrypts, {DEPTH} in flight, local KEK", steps * each);
     let site = Site::local();
@@ -63,7 +59,7 @@ fn requests(plan: &Plan) -> Value {
     json!({"idleKib": idle, "warmKib": warm, "each": each, "kib": seen, "worstPercent": worst})
 }
 
-fn deks(plan: &Plan, runtime: &Handle) -> Value {
+pub fn deks(plan: &Plan, runtime: &Handle) -> Value {
     let most = if plan.quick { 1024 } else { 4096 };
     println!("\nDecrypts over known DEKs, {DEPTH} in flight, local KEK");
     let mut site = Site::local();

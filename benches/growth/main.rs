@@ -33,7 +33,7 @@ mod message;
 mod start;
 mod support;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -56,9 +56,25 @@ struct Arguments {
     /// Fewer tries and smaller bursts
     #[arg(long)]
     quick: bool,
+    /// This part alone
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// What cargo bench adds
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Part {
+    /// From exec to the first good Status
+    Start,
+    /// Memory as requests are served
+    Requests,
+    /// Memory and cost as DEKs are known
+    Deks,
+    /// Every stored value at once after a restart
+    Bursts,
 }
 
 /// What is measured, and how long.
@@ -129,9 +145,11 @@ fn main() {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let guard = runtime.enter();
-    let start = start::measure(&plan);
-    let growth = keyring::measure(&plan, runtime.handle());
-    let bursts = burst::measure(&plan, runtime.handle());
+    let asked = |part| arguments.only.is_none_or(|only| only == part);
+    let start = asked(Part::Start).then(|| start::measure(&plan));
+    let requests = asked(Part::Requests).then(|| keyring::requests(&plan));
+    let deks = asked(Part::Deks).then(|| keyring::deks(&plan, runtime.handle()));
+    let bursts = asked(Part::Bursts).then(|| burst::measure(&plan, runtime.handle()));
     drop(guard);
     let size = |path: &Path| std::fs::metadata(path).unwrap().len();
     let (full, minimal) = (size(&plan.kube_kms), arguments.minimal.as_deref().map(size));
@@ -140,7 +158,7 @@ fn main() {
         println!("binary: {:.1} MiB with the embedded KEK alone", minimal as f64 / 1_048_576.0);
     }
     let all = json!({
-        "start": start, "growth": growth, "bursts": bursts, "binaryBytes": full, "minimalBinaryBytes": minimal,
+        "start": start, "growth": {"requests": requests, "deks": deks}, "bursts": bursts, "binaryBytes": full, "minimalBinaryBytes": minimal,
     });
     std::fs::write(&arguments.json, serde_json::to_string_pretty(&all).unwrap()).unwrap();
     println!("all figures: {}", arguments.json.display());

@@ -139,3 +139,15 @@ impl fmt::Debug for Dek {
         f.write_str("Dek(secret)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dek_takes_as_little_locked_memory_as_the_documents_say() {
+        // In whole cache lines. deploy/README.md and `doctor::host` count on three to a page, and on 56 to sixteen pages.
+        let each = size_of::<Aes256Gcm>().next_multiple_of(64);
+        assert!(each * 3 <= 4096 && each * 56 <= 65_536, "{each}");
+    }
+}

@@ -45,7 +45,7 @@ pub fn harden() -> Vec<HardeningStep> {
     ]
 }
 
-/// Raises the limit on locked memory to the hard one: every data key has a page of its own.
+/// Raises the limit on locked memory to the hard one: data keys are on locked pages.
 #[must_use]
 pub fn raise_memlock() -> HardeningStep {
     HardeningStep::new("memlock-limit", raise(Resource::Memlock))

@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 const GROUP_WRITABLE: u32 = 0o020;
 const WORLD_WRITABLE: u32 = 0o002;
 const STICKY: u32 = 0o1000;
-/// Locked pages for each data key: its bytes and its key schedule.
-const PAGES_PER_DEK: u64 = 2;
+/// Locked memory for each data key: a third of a page for its key schedule, and its part of those that are partly used.
+const LOCKED_PER_DEK: u64 = 1536;
 /// Data keys that must find room: etcd mostly has fewer than ten.
 const DEKS_AT_LEAST: u64 = 32;
 /// File descriptors that must be had: the sockets of a handful of API servers and of the KMS.
@@ -159,8 +159,7 @@ fn state_directory(dir: &Path) -> Vec<Finding> {
 
 fn limits() -> Vec<Finding> {
     let mut found = Findings::about("locked-memory");
-    let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
-    let needed = page.saturating_mul(PAGES_PER_DEK).saturating_mul(DEKS_AT_LEAST);
+    let needed = LOCKED_PER_DEK.saturating_mul(DEKS_AT_LEAST);
     // serve raises the soft limit to the hard one; root needs neither.
     let is_root = rustix::process::geteuid().is_root();
     if let Some(hard) = rustix::process::getrlimit(Resource::Memlock).maximum

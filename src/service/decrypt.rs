@@ -112,7 +112,7 @@ impl Plugin {
         let aad = entry.aad(&key_id, &annotations);
         let plaintext = entry.dek().open(envelope, &aad)?;
         if source != DekSource::Keyring {
-            entry.remember(key_id.clone(), annotations, aad);
+            entry.remember(&key_id, &annotations, aad);
         }
         Ok(Opened { plaintext, source, key_id })
     }

@@ -4,75 +4,30 @@
 //! given up is wiped; a KEK that is revoked takes its DEKs with it, and an unwrap that was on its way meanwhile does not
 //! bring them back. The lock is held for a look-up, never across an await. Refuses to know how a DEK is unwrapped.
 
-use crate::core::annotation::{AdditionalData, Annotations, DekName};
+mod entry;
+
+pub use entry::Entry;
+
+use crate::core::annotation::DekName;
 use crate::core::dek::Dek;
 use crate::core::fault::{Class, Fault, Reason};
 use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
 use crate::core::limit;
 use crate::core::port::Moment;
 use crate::service::observer::{KeyringEvent, Observer};
-use hashbrown::{Equivalent, HashMap};
-use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use entry::{Held, Slot, SlotRef};
+use hashbrown::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// How long a blob that the KMS refused as damaged or foreign is refused without asking again.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
-/// How long a DEK past its time serves without asking again, after the KMS did not answer.
-const EXCUSED_FOR_NANOS: u64 = 10_000_000_000;
 /// Refused blobs that are remembered at most.
 const REFUSED_MAX: usize = 1024;
 
 /// What an unwrap came to, shared by everybody who waits for it.
 pub type Outcome = Result<Arc<Entry>, Fault>;
-
-/// One unwrapped DEK.
-#[derive(Debug)]
-pub struct Entry {
-    dek: Arc<Dek>,
-    unwrapped: Moment,
-    last_used: AtomicU64,
-    excused: AtomicU64,
-    binding: OnceLock<Binding>,
-}
-
-/// The key_id and annotations that opened under this DEK, with their additional data.
-#[derive(Debug)]
-struct Binding {
-    key_id: KeyId,
-    annotations: Annotations,
-    aad: AdditionalData,
-}
-
-impl Entry {
-    /// The key.
-    #[must_use]
-    pub fn dek(&self) -> &Dek {
-        &self.dek
-    }
-
-    /// The additional data for this request: remembered when the request is like the one that opened before.
-    #[must_use]
-    pub fn aad(&self, key_id: &KeyId, annotations: &Annotations) -> AdditionalData {
-        match self.binding.get() {
-            Some(b) if b.key_id == *key_id && b.annotations == *annotations => b.aad,
-            _ => AdditionalData::bind(key_id, annotations.all()),
-        }
-    }
-
-    /// Past its time, and the KMS did not answer: it serves for a while without waiting for the KMS again.
-    pub fn excuse(&self, now: Moment) {
-        self.excused.store(now.0.saturating_add(EXCUSED_FOR_NANOS), Ordering::Relaxed);
-    }
-
-    /// Remembers the additional data of a request that opened.
-    pub fn remember(&self, key_id: KeyId, annotations: Annotations, aad: AdditionalData) {
-        self.binding.get_or_init(|| Binding { key_id, annotations, aad });
-    }
-}
 
 /// What a look-up found.
 #[derive(Debug)]
@@ -120,48 +75,10 @@ pub struct Keyring {
 struct Inner {
     capacity: usize,
     ttl: Duration,
-    entries: HashMap<Slot, Arc<Entry>>,
+    entries: HashSet<Held>,
     flights: HashMap<Slot, watch::Receiver<Progress>>,
     refused: HashMap<Slot, (Moment, Fault)>,
     generation: u64,
-}
-
-/// The key of an entry: which KEK, and the wrapped DEK.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Slot {
-    kek: KekRef,
-    wrapped: Vec<u8>,
-}
-
-/// A [`Slot`], borrowed from a request.
-#[derive(PartialEq, Eq, Hash)]
-struct SlotRef<'a> {
-    kek: &'a str,
-    wrapped: &'a [u8],
-}
-
-impl Slot {
-    fn of(name: DekName<'_>) -> Self {
-        Self { kek: name.kek.clone(), wrapped: name.wrapped.to_vec() }
-    }
-}
-
-impl Hash for Slot {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        SlotRef { kek: self.kek.as_str(), wrapped: &self.wrapped }.hash(state);
-    }
-}
-
-impl<'a> SlotRef<'a> {
-    fn of(name: DekName<'a>) -> Self {
-        Self { kek: name.kek.as_str(), wrapped: name.wrapped }
-    }
-}
-
-impl Equivalent<Slot> for SlotRef<'_> {
-    fn equivalent(&self, slot: &Slot) -> bool {
-        self.kek == slot.kek.as_str() && self.wrapped == slot.wrapped
-    }
 }
 
 impl Keyring {
@@ -171,7 +88,7 @@ impl Keyring {
         let inner = Inner {
             capacity,
             ttl,
-            entries: HashMap::new(),
+            entries: HashSet::new(),
             flights: HashMap::new(),
             refused: HashMap::new(),
             generation: 0,
@@ -189,12 +106,12 @@ impl Keyring {
     pub fn find<'a>(&self, name: impl Into<DekName<'a>>, now: Moment) -> Found {
         let slot = SlotRef::of(name.into());
         let inner = self.lock();
-        if let Some(entry) = inner.entries.get(&slot) {
-            entry.last_used.store(now.0, Ordering::Relaxed);
+        if let Some(Held(entry)) = inner.entries.get(&slot) {
+            entry.touch(now);
             let entry = Arc::clone(entry);
-            return if now.since(entry.unwrapped) < inner.ttl {
+            return if entry.age(now) < inner.ttl {
                 Found::Fresh(entry)
-            } else if now.0 < entry.excused.load(Ordering::Relaxed) {
+            } else if entry.is_excused(now) {
                 Found::Excused(entry)
             } else {
                 Found::Expired(entry)
@@ -228,15 +145,29 @@ impl Keyring {
 
     /// Wipes every DEK under that KEK.
     pub fn wipe(&self, kek: &KekRef) {
-        self.wipe_unless(|slot| slot != kek);
+        self.retain(|slot| !slot.is_under(kek));
     }
 
     /// Wipes every DEK whose KEK is not one of those.
     pub fn wipe_unless(&self, keep: impl Fn(&KekRef) -> bool) {
+        // Thousands of DEKs are under a handful of KEKs, so each of those is judged once.
+        let mut judged: Vec<(KekRef, bool)> = Vec::new();
+        self.retain(|slot| {
+            if let Some((_, is_kept)) = judged.iter().find(|(kek, _)| slot.is_under(kek)) {
+                return *is_kept;
+            }
+            let Some(kek) = slot.kek() else { return false };
+            let is_kept = keep(&kek);
+            judged.push((kek, is_kept));
+            is_kept
+        });
+    }
+
+    fn retain(&self, mut keep: impl FnMut(&Slot) -> bool) {
         let mut inner = self.lock();
         inner.generation = inner.generation.wrapping_add(1);
         let before = inner.entries.len();
-        inner.entries.retain(|slot, _| keep(&slot.kek));
+        inner.entries.retain(|Held(entry)| keep(entry.slot()));
         inner.refused.clear();
         let wiped = before.saturating_sub(inner.entries.len());
         drop(inner);
@@ -269,37 +200,27 @@ impl Keyring {
 
     /// Puts a DEK in that needs no unwrap, because it was just proven: the one of a new write state.
     pub fn insert<'a>(&self, name: impl Into<DekName<'a>>, dek: Arc<Dek>, now: Moment) -> Arc<Entry> {
-        let entry = Arc::new(Entry {
-            dek,
-            unwrapped: now,
-            last_used: AtomicU64::new(now.0),
-            excused: AtomicU64::new(0),
-            binding: OnceLock::new(),
-        });
-        let mut inner = self.lock();
-        self.put(&mut inner, Slot::of(name.into()), Arc::clone(&entry));
+        let entry = Arc::new(Entry::new(Slot::of(name.into()), dek, now));
+        self.put(&mut self.lock(), Arc::clone(&entry));
         entry
     }
 
-    fn put(&self, inner: &mut Inner, slot: Slot, entry: Arc<Entry>) {
-        if !inner.entries.contains_key(&slot) {
+    fn put(&self, inner: &mut Inner, entry: Arc<Entry>) {
+        if !inner.entries.contains(&entry.slot().by_ref()) {
             while inner.entries.len() >= inner.capacity.max(1) {
                 self.evict(inner);
             }
         }
-        inner.entries.insert(slot, entry);
+        inner.entries.replace(Held(entry));
     }
 
     /// Gives up the entry that was used longest ago. Looks at all of them: it happens once per unwrap at most, which
     /// costs a remote call.
     fn evict(&self, inner: &mut Inner) {
-        let oldest = inner
-            .entries
-            .iter()
-            .min_by_key(|(_, entry)| entry.last_used.load(Ordering::Relaxed))
-            .map(|(slot, _)| slot.clone());
-        if let Some(slot) = oldest {
-            inner.entries.remove(&slot);
+        let oldest =
+            inner.entries.iter().min_by_key(|Held(entry)| entry.last_used()).map(|Held(entry)| Arc::clone(entry));
+        if let Some(entry) = oldest {
+            inner.entries.remove(&entry.slot().by_ref());
             self.observer.keyring(KeyringEvent::Evicted);
         }
     }
@@ -330,15 +251,9 @@ impl Flight {
         inner.flights.remove(&self.slot);
         let shared = match outcome {
             Ok(dek) => {
-                let entry = Arc::new(Entry {
-                    dek,
-                    unwrapped: now,
-                    last_used: AtomicU64::new(now.0),
-                    excused: AtomicU64::new(0),
-                    binding: OnceLock::new(),
-                });
+                let entry = Arc::new(Entry::new(self.slot.clone(), dek, now));
                 if self.generation == inner.generation {
-                    self.keyring.put(&mut inner, self.slot.clone(), Arc::clone(&entry));
+                    self.keyring.put(&mut inner, Arc::clone(&entry));
                 }
                 Ok(entry)
             }
@@ -355,7 +270,7 @@ impl Flight {
     fn note_failure(&self, inner: &mut Inner, fault: &Fault, now: Moment) {
         match fault.class() {
             Class::OpenFailed => {
-                inner.entries.remove(&self.slot);
+                inner.entries.remove(&self.slot.by_ref());
                 if inner.refused.len() >= REFUSED_MAX {
                     inner.refused.retain(|_, (when, _)| now.since(*when) < REFUSED_FOR);
                 }
@@ -365,7 +280,7 @@ impl Flight {
             }
             // SECURITY: what was wrapped under a dead KEK, or a dead version of it, is not served any more. Only this blob:
             // others may be under another version of the same KEK, and the supervisor's probe judges the KEK as a whole.
-            Class::KekDead if inner.entries.remove(&self.slot).is_some() => {
+            Class::KekDead if inner.entries.remove(&self.slot.by_ref()) => {
                 self.keyring.observer.keyring(KeyringEvent::Wiped);
             }
             _ => {}
@@ -461,6 +376,19 @@ mod tests {
         // What begins after the wipe stays.
         started(&keyring, "k", 3).0.settle(Ok(dek(3)), at(2));
         assert!(is_fresh(&keyring, "k", 3, at(2)));
+    }
+
+    #[test]
+    fn the_deks_of_each_kek_are_kept_or_wiped_together() {
+        let keyring = keyring(64);
+        let keks = ["kept", "wiped", "kept as well", "gone"].map(|name| name.replace(' ', "-"));
+        for n in 0..40 {
+            started(&keyring, &keks[n as usize % 4], n).0.settle(Ok(dek(n)), at(0));
+        }
+        keyring.wipe_unless(|kek| kek.identity().starts_with("kept"));
+        for n in 0..40 {
+            assert_eq!(is_fresh(&keyring, &keks[n as usize % 4], n, at(1)), n % 2 == 0, "{n}");
+        }
     }
 
     #[test]
