@@ -276,6 +276,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "who writes when is a matter of real time")]
 mod tests {
     use super::*;
     use std::io::{PipeReader, Read};
