@@ -200,8 +200,8 @@ async fn a_variable_that_cannot_be_used_is_an_error_in_the_log_and_requests_are_
     let mut site = Site::local();
     site.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1").env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     let running = site.start().await;
-    assert!(running.log().contains("OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is there"), "{}", running.log());
-    assert!(running.log().contains("no traces or metrics are exported; requests are served"));
+    running.until_log("OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is there").await;
+    running.until_log("no traces or metrics are exported; requests are served").await;
 }
 
 /// The names in the table of docs/observability.md.

@@ -80,7 +80,7 @@ async fn a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_ba
     std::fs::write(&state, "in the way").unwrap();
     site.kms().rotate(ALIAS);
     let moved = running.until_status(|s| s.as_ref().is_ok_and(|s| s.key_id != old)).await.unwrap().key_id;
-    assert!(running.log().contains("the state file cannot be written"));
+    running.until_log("the state file cannot be written").await;
     std::fs::remove_file(&state).unwrap();
     std::fs::rename(&aside, &state).unwrap();
     running.until_log("the state file is written again").await;
