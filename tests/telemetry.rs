@@ -151,7 +151,7 @@ async fn the_metrics_that_are_sent_are_those_of_the_page_and_the_standard_variab
         families.map(|(name, kind)| if kind == "info" { format!("{name}_info") } else { name.to_owned() }).collect();
     assert_eq!(sent, shown);
     assert!(collector.headers().contains(&"authorization: Bearer collector-token".to_owned()));
-    assert!(!running.log().contains("collector-token"));
+    assert!(!running.settled_log().await.contains("collector-token"));
     let resource = collector.resource();
     for (key, value) in [("service.name", "kms-of-cluster-a"), ("k8s.node.name", "node-1")] {
         assert!(resource.contains(&(key.to_owned(), value.to_owned())), "{resource:?}");

@@ -20,7 +20,7 @@ async fn with_the_http_port_taken_it_serves_says_so_and_takes_the_port_when_it_i
     let running = site.spawn();
     serves(&running).await;
     running.until_log("http.listen cannot be bound").await;
-    assert!(!running.log().contains("serving /metrics"));
+    assert!(!running.settled_log().await.contains("serving /metrics"));
     drop(taken);
     assert_eq!(running.http("/readyz").await.0, 200);
 }
@@ -31,7 +31,7 @@ async fn without_http_there_is_no_port_and_it_serves() {
     site.set("http: {listen: none}");
     let running = site.spawn();
     serves(&running).await;
-    assert!(!running.log().contains("serving /metrics"));
+    assert!(!running.settled_log().await.contains("serving /metrics"));
 }
 
 #[tokio::test]
