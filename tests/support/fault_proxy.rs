@@ -410,7 +410,7 @@ impl<'a> Connection<'a> {
                 let head = bytes.windows(4).position(|w| w == b"\r\n\r\n").map_or(0, |at| at + 4);
                 self.client.write_all(&bytes[..head + (bytes.len() - head) / 2]).await?;
                 // So that the client has seen it before the reset, which throws away what is not read yet.
-                sleep(Duration::from_millis(5)).await;
+                sleep(Duration::from_millis(50)).await;
                 Err(reset())
             }
             Fault::HalfClose => {
