@@ -163,10 +163,12 @@ impl Site {
             self.listen.clone()
         };
         let mut text = format!("listen: {listen}\nstateDir: {}\n", self.dir().join("state").display());
-        if !self.settings.contains("kek:") {
+        let is_set = |section: &str| self.settings.lines().any(|line| line.starts_with(section));
+        if !is_set("kek:") {
             text.push_str(&format!("kek: {kek}\n"));
         }
-        if !self.settings.contains("http:") {
+        // Not the default port, which another test or the machine may have; "http:" is in every endpoint as well.
+        if !is_set("http:") {
             text.push_str("http: {listen: '127.0.0.1:0'}\n");
         }
         text.push_str(&self.settings);
