@@ -192,7 +192,7 @@ impl Drive {
 
     /// Ends the process and looks.
     async fn verdict(mut self, running: Running, key_id: &str) {
-        let log = running.log();
+        let log = running.settled_log().await;
         // Our own code has nothing to say below debug here; dependencies would, and may not.
         assert!(log.contains(" DEBUG "), "the log is not at level trace");
         assert!(log.contains(key_id) && log.len() > 5_000, "this log is not the one: {} bytes", log.len());

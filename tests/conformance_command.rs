@@ -378,7 +378,7 @@ fn a_run_that_is_interrupted_during_an_outage_ends_it() {
     let plugin = Faulty::start(Fault::None);
     let (control, socket) = (plugin.control(), plugin.address());
     let command = ["conformance", "--socket", &socket, "--only", "20", "--kms-control", &control];
-    let mut process = Command::new(BINARY).args(command).stderr(Stdio::piped()).spawn().unwrap();
+    let mut process = Command::new(BINARY).args(command).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     while !plugin.outage() && process.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(10));

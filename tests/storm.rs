@@ -2,9 +2,9 @@
 //! wrapped DEK, at a pace that it can bear.
 
 use crate::contract_decrypt::{calm, on_both_keks, open, unwraps};
-use crate::support::fake_kms::Outcome;
+use crate::support::fake_kms::{Failure, Outcome};
 use crate::support::replica::{Replica, ReplicaDek};
-use crate::support::site::{KekKind, Site, seed, uid};
+use crate::support::site::{KekKind, PATIENCE, Running, Site, seed, uid};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use kube_kms::api::v2::EncryptResponse;
@@ -49,6 +49,15 @@ async fn item_57_five_hundred_equal_decrypts_cost_one_unwrap(site: Site) {
     }
 }
 
+/// Waits until this series is at least that much.
+async fn until_metric(running: &Running, series: &str, least: f64) {
+    let began = Instant::now();
+    while running.metric(series).await < least {
+        assert!(began.elapsed() < PATIENCE, "{series} is never {least}\n{}", running.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn item_58_a_first_caller_that_goes_away_takes_nobody_with_it(site: Site) {
     let site = calm(site);
     let expected = seed();
@@ -58,12 +67,12 @@ async fn item_58_a_first_caller_that_goes_away_takes_nobody_with_it(site: Site) 
     let before = unwraps(&running).await;
     if let KekKind::Aws(kms) = site.kek() {
         kms.forget_calls();
-        kms.set_latency("Decrypt", Duration::from_millis(500));
+        kms.fail_next("Decrypt", 1, Failure::Hang);
     }
     let mut first = { (client.clone(), value.clone()) };
     let first = tokio::spawn(async move { first.0.decrypt(first.1, uid()).await });
     match site.kek() {
-        KekKind::Aws(kms) => kms.until(|kms| kms.calls("Decrypt") == 1).await,
+        KekKind::Aws(kms) => kms.until(|kms| kms.hung_calls() == 1).await,
         // Too quick to be caught in between; that it does no harm is still worth asking.
         KekKind::Local(_) => tokio::task::yield_now().await,
     }
@@ -73,10 +82,18 @@ async fn item_58_a_first_caller_that_goes_away_takes_nobody_with_it(site: Site) 
             tokio::spawn(async move { client.decrypt(value, uid()).await.unwrap().plaintext.clone() })
         })
         .collect();
+    if let KekKind::Aws(_) = site.kek() {
+        // No more fit into a connection at once.
+        until_metric(&running, "kube_kms_rpc_in_flight{rpc=\"Decrypt\"}", 200.0).await;
+    }
     // kube-apiserver's own way to go away: the stream is reset.
-    tokio::time::sleep(Duration::from_millis(50)).await;
     first.abort();
     assert!(matches!(site.kek(), KekKind::Local(_)) || first.await.is_err(), "it was gone before its answer");
+    if let KekKind::Aws(kms) = site.kek() {
+        // The one that has ended.
+        until_metric(&running, "kube_kms_rpc_duration_seconds_count{rpc=\"Decrypt\"}", 1.0).await;
+        kms.release_hung();
+    }
     for other in others {
         assert_eq!(other.await.unwrap(), expected);
     }

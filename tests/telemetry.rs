@@ -151,7 +151,7 @@ async fn the_metrics_that_are_sent_are_those_of_the_page_and_the_standard_variab
         families.map(|(name, kind)| if kind == "info" { format!("{name}_info") } else { name.to_owned() }).collect();
     assert_eq!(sent, shown);
     assert!(collector.headers().contains(&"authorization: Bearer collector-token".to_owned()));
-    assert!(!running.log().contains("collector-token"));
+    assert!(!running.settled_log().await.contains("collector-token"));
     let resource = collector.resource();
     for (key, value) in [("service.name", "kms-of-cluster-a"), ("k8s.node.name", "node-1")] {
         assert!(resource.contains(&(key.to_owned(), value.to_owned())), "{resource:?}");
@@ -200,8 +200,8 @@ async fn a_variable_that_cannot_be_used_is_an_error_in_the_log_and_requests_are_
     let mut site = Site::local();
     site.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1").env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     let running = site.start().await;
-    assert!(running.log().contains("OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is there"), "{}", running.log());
-    assert!(running.log().contains("no traces or metrics are exported; requests are served"));
+    running.until_log("OTEL_EXPORTER_OTLP_PROTOCOL: only grpc is there").await;
+    running.until_log("no traces or metrics are exported; requests are served").await;
 }
 
 /// The names in the table of docs/observability.md.

@@ -51,12 +51,15 @@ async fn item_78_at_sigterm_50_calls_in_flight_complete_goaway_is_sent_and_the_e
     let values = sealed_by_earlier_processes(&site, 3).await;
     let mut running = site.start().await;
     let wire = Wire::connect(&running.target).await;
-    site.kms().set_latency("Decrypt", Duration::from_millis(1200));
+    site.kms().fail_all("Decrypt", Failure::Hang);
     let pending = in_flight(&running, &wire, &values).await;
     assert!(!wire.saw(GOAWAY));
 
     let began = Instant::now();
     running.signal(Signal::TERM);
+    running.until_log("stopping: no new connections").await;
+    site.kms().heal("Decrypt");
+    site.kms().release_hung();
     for (n, answer) in answers(pending).await.into_iter().enumerate() {
         assert!(answer.decode::<DecryptResponse>().plaintext == values[n % values.len()].0, "call {n}");
     }

@@ -1,6 +1,8 @@
 //! Item 12: callers that go away leave nothing behind.
 
+use crate::support::fake_kms::Failure;
 use crate::support::site::{Running, Site, sealed};
+use crate::support::skipped;
 use crate::support::wire::{Call, Wire};
 use kube_kms::api::v2::DecryptResponse;
 use std::time::{Duration, Instant};
@@ -8,9 +10,12 @@ use std::time::{Duration, Instant};
 const IN_FLIGHT: &str = "kube_kms_rpc_in_flight{rpc=\"Decrypt\"}";
 const CALLS: usize = 1000;
 
-/// Open files but for those of the page of metrics itself.
-fn files(running: &Running) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", running.pid())).unwrap().count()
+/// Open files; `None` when that is not for us to see, because a process of an ordinary user is not dumpable.
+fn files(running: &Running) -> Option<usize> {
+    match std::fs::read_dir(format!("/proc/{}/fd", running.pid())) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => None,
+        open => Some(open.unwrap().count()),
+    }
 }
 
 fn resident_kib(running: &Running) -> u64 {
@@ -37,6 +42,7 @@ async fn cancel_all(site: &Site, running: &Running, sealed: &kube_kms::api::v2::
     let before = site.kms().calls("Decrypt");
     for batch in 0..CALLS / 100 {
         let mut pending = Vec::new();
+        site.kms().fail_all("Decrypt", Failure::Hang);
         for n in 0..100 {
             let mut foreign = sealed.clone();
             let blob = foreign.annotations.get_mut("dek.kube-kms").unwrap();
@@ -47,6 +53,8 @@ async fn cancel_all(site: &Site, running: &Running, sealed: &kube_kms::api::v2::
         until_in_flight(running, 100.0).await;
         drop(pending);
         until_in_flight(running, 0.0).await;
+        site.kms().heal("Decrypt");
+        site.kms().release_hung();
     }
     // What they had started goes on without them, and ends.
     site.kms().until(|kms| kms.calls("Decrypt") >= before + CALLS).await;
@@ -60,20 +68,22 @@ async fn item_12_a_thousand_decrypts_cancelled_in_flight_leave_no_task_no_memory
     let (seed, answer) = sealed(&mut first.client().await).await;
     assert!(first.stop().await.success());
     let running = site.start().await;
-    site.kms().set_latency("Decrypt", Duration::from_millis(100));
 
     // The first thousand fills pools and caches that are meant to stay.
     cancel_all(&site, &running, &answer, 1).await;
     let (files_before, memory_before) = (files(&running), resident_kib(&running));
     cancel_all(&site, &running, &answer, 2).await;
 
-    running.until("open files are back", || files(&running) <= files_before + 2).await;
+    match files_before {
+        // But for those of the page of metrics itself.
+        Some(before) => running.until("open files are back", || files(&running).unwrap() <= before + 2).await,
+        None => skipped("item_12: open files", "needs root: the process is not dumpable"),
+    }
     let memory = resident_kib(&running);
     // 1000 leaked calls would be 3 MiB and more.
     assert!(memory < memory_before + 2048, "{memory_before} KiB before, {memory} KiB after");
     assert!(running.metric(IN_FLIGHT).await.abs() < f64::EPSILON);
 
-    site.kms().set_latency("Decrypt", Duration::ZERO);
     let wire = Wire::connect(&running.target).await;
     assert!(wire.call(Call::decrypt(&answer)).await.unwrap().decode::<DecryptResponse>().plaintext == seed);
 }

@@ -2,7 +2,7 @@
 
 use crate::support::fake_kms::Failure;
 use crate::support::grpc_go::GrpcGo;
-use crate::support::site::{Site, sealed};
+use crate::support::site::{PATIENCE, Site, sealed};
 use crate::support::wire::{Call, GOAWAY, SETTINGS, Wire};
 use futures_util::future::join_all;
 use kube_kms::api::v2::{DecryptResponse, StatusResponse};
@@ -23,7 +23,8 @@ async fn item_10_a_call_made_while_the_server_closes_the_connection_completes_on
     let mut served = 0;
     old.signal(Signal::TERM);
     let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(500) {
+    while began.elapsed() < Duration::from_millis(500) || client.connections() < 2 {
+        assert!(began.elapsed() < PATIENCE, "after {served} calls there is no new connection\n{}", old.log());
         let answer = client.call(Call::status(), Duration::from_secs(3)).await.expect("no call fails");
         assert_eq!(answer.decode::<StatusResponse>().healthz, "ok");
         served += 1;

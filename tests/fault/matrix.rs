@@ -263,8 +263,9 @@ async fn during_a_reload(trouble: Trouble) {
     scene.running.until("a word about the reload", || said(&scene.running.log())).await;
     tokio::time::sleep(LASTS).await;
     scene.recover(on).await;
+    let before = scene.running.settled_log().await;
     scene.running.signal(Signal::HUP);
-    scene.running.until_log("the new configuration is in force").await;
+    scene.running.until_log_again("the new configuration is in force", &before).await;
     scene.finish().await;
 }
 

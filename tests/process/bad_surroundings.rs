@@ -20,7 +20,7 @@ async fn with_the_http_port_taken_it_serves_says_so_and_takes_the_port_when_it_i
     let running = site.spawn();
     serves(&running).await;
     running.until_log("http.listen cannot be bound").await;
-    assert!(!running.log().contains("serving /metrics"));
+    assert!(!running.settled_log().await.contains("serving /metrics"));
     drop(taken);
     assert_eq!(running.http("/readyz").await.0, 200);
 }
@@ -31,7 +31,7 @@ async fn without_http_there_is_no_port_and_it_serves() {
     site.set("http: {listen: none}");
     let running = site.spawn();
     serves(&running).await;
-    assert!(!running.log().contains("serving /metrics"));
+    assert!(!running.settled_log().await.contains("serving /metrics"));
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_ba
     std::fs::write(&state, "in the way").unwrap();
     site.kms().rotate(ALIAS);
     let moved = running.until_status(|s| s.as_ref().is_ok_and(|s| s.key_id != old)).await.unwrap().key_id;
-    assert!(running.log().contains("the state file cannot be written"));
+    running.until_log("the state file cannot be written").await;
     std::fs::remove_file(&state).unwrap();
     std::fs::rename(&aside, &state).unwrap();
     running.until_log("the state file is written again").await;

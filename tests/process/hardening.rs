@@ -115,7 +115,7 @@ async fn neither_the_environment_nor_the_command_line_nor_the_log_holds_key_mate
     for place in [
         proc_file(&running, "environ").unwrap_or_default(),
         proc_file(&running, "cmdline").unwrap(),
-        running.log(),
+        running.settled_log().await,
         running.out(),
         state,
     ] {

@@ -34,7 +34,7 @@ async fn by_default_another_user_is_refused_in_words_and_root_is_not() {
     assert_eq!(refused.status.code(), Some(5), "{said}");
     assert!(said.contains("PermissionDenied") && said.contains("listen.allowUids"), "{said}");
     running.until_log(&format!("uid={}", stranger::UID)).await;
-    assert!(running.log().contains("listen.allowUids"));
+    running.until_log("listen.allowUids").await;
     running.until_ok().await;
 }
 

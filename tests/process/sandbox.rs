@@ -15,8 +15,8 @@ fn status_lines(running: &Running, beginning: &str) -> Vec<String> {
 }
 
 /// Whether landlock is in force; where the kernel has none, the log says so.
-fn is_confined(running: &Running) -> bool {
-    !running.log().lines().any(|l| l.contains("not hardened") && l.contains("landlock"))
+async fn is_confined(running: &Running) -> bool {
+    !running.settled_log().await.lines().any(|l| l.contains("not hardened") && l.contains("landlock"))
 }
 
 #[tokio::test]
@@ -24,7 +24,8 @@ async fn every_thread_has_the_system_call_filters_and_none_when_they_are_switche
     let running = Site::aws().start().await;
     let modes = status_lines(&running, "Seccomp:");
     assert!(modes.len() >= 2 && modes.iter().all(|mode| mode == "2"), "{modes:?}");
-    assert!(!running.log().contains("not hardened"), "{}", running.log());
+    let log = running.settled_log().await;
+    assert!(!log.contains("not hardened"), "{log}");
     let mut site = Site::local();
     site.set("harden: {seccomp: none, landlock: none}");
     let running = site.start().await;
@@ -37,7 +38,7 @@ async fn a_file_outside_of_what_serving_needs_cannot_be_opened_by_the_live_proce
     let elsewhere = tempfile::tempdir().unwrap();
     let site = Site::local();
     let running = site.start().await;
-    if !is_confined(&running) {
+    if !is_confined(&running).await {
         return skipped(NAME, "this kernel has no landlock");
     }
     // The same content, which every process of this user may read, behind a link.
@@ -65,7 +66,7 @@ async fn a_reload_that_needs_another_place_is_refused_with_the_remedy_and_a_take
     let elsewhere = tempfile::tempdir().unwrap();
     let site = Site::local();
     let running = site.start().await;
-    if !is_confined(&running) {
+    if !is_confined(&running).await {
         return skipped(NAME, "this kernel has no landlock");
     }
     let (seed, old) = sealed(&mut running.client().await).await;
@@ -95,7 +96,7 @@ async fn a_profile_that_runs_a_program_is_said_and_left_its_way() {
     std::fs::write(&profile, "[profile other]\ncredential_process = /opt/never\n").unwrap();
     site.env("AWS_CONFIG_FILE", profile.to_str().unwrap());
     let running = site.start().await;
-    let log = running.log();
+    let log = running.settled_log().await;
     assert!(log.lines().any(|l| l.contains("not hardened") && l.contains("credential_process")), "{log}");
     site.set("harden: {landlock: required, seccomp: required}");
     drop(running);

@@ -203,6 +203,19 @@ fn bind(at: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     Ok((socket, at))
 }
 
+/// Binds the port that was ours a moment ago. A process that another test is starting has a copy of what listened there from
+/// its fork to its exec.
+async fn bind_again(at: SocketAddr) -> io::Result<TcpSocket> {
+    let mut tries = 0;
+    loop {
+        match bind(at) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 1000 => tries += 1,
+            bound => return bound.map(|(socket, _)| socket),
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// What is at the port.
 enum Door {
     Open(TcpListener),
@@ -295,12 +308,12 @@ impl Proxy {
             (Fault::Refuse, _) => {
                 self.door = Door::None;
                 self.connections.shutdown().await;
-                self.door = Door::Shut { _reserved: bind(self.at).expect("the port stays ours").0 };
+                self.door = Door::Shut { _reserved: bind_again(self.at).await.expect("the port stays ours") };
             }
             (Fault::Deaf, _) => {
                 self.door = Door::None;
                 self.shared.stranded.send_modify(|count| *count += 1);
-                let listener = bind(self.at).and_then(|(socket, _)| socket.listen(0)).expect("the port stays ours");
+                let listener = bind_again(self.at).await.and_then(|s| s.listen(0)).expect("the port stays ours");
                 let mut fillers = Vec::new();
                 for _ in 0..FILLERS {
                     match tokio::time::timeout(Duration::from_millis(20), TcpStream::connect(self.at)).await {
@@ -313,7 +326,7 @@ impl Proxy {
             (_, Door::Open(_)) => {}
             (..) => {
                 self.door = Door::None;
-                let listener = bind(self.at).and_then(|(socket, _)| socket.listen(BACKLOG));
+                let listener = bind_again(self.at).await.and_then(|s| s.listen(BACKLOG));
                 self.door = Door::Open(listener.expect("the port stays ours"));
             }
         }
@@ -410,7 +423,7 @@ impl<'a> Connection<'a> {
                 let head = bytes.windows(4).position(|w| w == b"\r\n\r\n").map_or(0, |at| at + 4);
                 self.client.write_all(&bytes[..head + (bytes.len() - head) / 2]).await?;
                 // So that the client has seen it before the reset, which throws away what is not read yet.
-                sleep(Duration::from_millis(5)).await;
+                sleep(Duration::from_millis(50)).await;
                 Err(reset())
             }
             Fault::HalfClose => {

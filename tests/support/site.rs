@@ -163,10 +163,12 @@ impl Site {
             self.listen.clone()
         };
         let mut text = format!("listen: {listen}\nstateDir: {}\n", self.dir().join("state").display());
-        if !self.settings.contains("kek:") {
+        let is_set = |section: &str| self.settings.lines().any(|line| line.starts_with(section));
+        if !is_set("kek:") {
             text.push_str(&format!("kek: {kek}\n"));
         }
-        if !self.settings.contains("http:") {
+        // Not the default port, which another test or the machine may have; "http:" is in every endpoint as well.
+        if !is_set("http:") {
             text.push_str("http: {listen: '127.0.0.1:0'}\n");
         }
         text.push_str(&self.settings);
@@ -253,9 +255,32 @@ impl Running {
         self.child.id()
     }
 
-    /// What it has written to stderr.
+    /// What it has written to stderr, in whole lines. A thread of its own writes what is logged, a moment later: wait for
+    /// a line with [`Self::until_log`]; that one is not there says [`Self::settled_log`] only.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        let mut text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        text
+    }
+
+    /// [`Self::log`] with everything in it that was logged before this call, for what must *not* be there. Lines are written in
+    /// their order, so this causes one of its own (a Decrypt of nothing is refused, at `warn`) and waits for it. Takes a
+    /// process that serves whoever runs the tests.
+    pub async fn settled_log(&self) -> String {
+        let (began, mark) = (Instant::now(), uid());
+        let mut client = self.client().await;
+        loop {
+            client.decrypt(EncryptResponse::default(), mark.clone()).await.expect_err("there is nothing to decrypt");
+            let asked = Instant::now();
+            // Only a few lines about such requests are written in a second: then it takes another.
+            while asked.elapsed() < Duration::from_millis(300) {
+                let log = self.log();
+                if log.contains(&mark) {
+                    return log;
+                }
+                self.give_up_after(began, "the log says nothing of a refused request").await;
+            }
+        }
     }
 
     /// What it has written to stdout.
@@ -307,6 +332,12 @@ impl Running {
         while !self.log().contains(text) {
             self.give_up_after(began, &format!("the log never said {text:?}")).await;
         }
+    }
+
+    /// Waits until the log has this text once more than in `log`.
+    pub async fn until_log_again(&self, text: &str, log: &str) {
+        let already = log.matches(text).count();
+        self.until(&format!("once more in the log: {text:?}"), || self.log().matches(text).count() > already).await;
     }
 
     /// Waits until this holds.

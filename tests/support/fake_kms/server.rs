@@ -89,6 +89,19 @@ fn bind(at: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     Ok((socket, at))
 }
 
+/// Binds the port that was ours a moment ago. A process that another test is starting has a copy of what listened there from
+/// its fork to its exec.
+async fn bind_again(at: SocketAddr) -> io::Result<TcpSocket> {
+    let mut tries = 0;
+    loop {
+        match bind(at) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 1000 => tries += 1,
+            bound => return bound.map(|(socket, _)| socket),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 struct Server {
     shared: Arc<Shared>,
     at: SocketAddr,
@@ -105,7 +118,7 @@ impl Server {
                 command = commands.recv() => match command {
                     None => return,
                     Some(Command::Stop(done)) => drop(done.send(self.stop().await)),
-                    Some(Command::Start(done)) => drop(done.send(self.start())),
+                    Some(Command::Start(done)) => drop(done.send(self.start().await)),
                     Some(Command::DropConnections(done)) => {
                         self.connections.shutdown().await;
                         let _ = done.send(Ok(()));
@@ -122,14 +135,17 @@ impl Server {
     async fn stop(&mut self) -> io::Result<()> {
         if self.listener.take().is_some() {
             self.connections.shutdown().await;
-            self.reserved = Some(bind(self.at)?.0);
+            self.reserved = Some(bind_again(self.at).await?);
         }
         Ok(())
     }
 
-    fn start(&mut self) -> io::Result<()> {
+    async fn start(&mut self) -> io::Result<()> {
         if self.listener.is_none() {
-            let socket = self.reserved.take().map_or_else(|| bind(self.at).map(|(socket, _)| socket), Ok)?;
+            let socket = match self.reserved.take() {
+                Some(reserved) => reserved,
+                None => bind_again(self.at).await?,
+            };
             self.listener = Some(socket.listen(BACKLOG)?);
         }
         Ok(())
