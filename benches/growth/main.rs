@@ -25,6 +25,7 @@
 )]
 
 mod burst;
+mod day;
 #[path = "../rpc/frames.rs"]
 mod frames;
 mod keyring;
@@ -127,6 +128,7 @@ fn main() {
         pass_through: absolute(&arguments.pass_through),
         quick: arguments.quick,
     };
+    let day = day::measure(&plan);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let guard = runtime.enter();
     let start = start::measure(&plan);
@@ -140,7 +142,7 @@ fn main() {
         println!("binary: {:.1} MiB with the embedded KEK alone", minimal as f64 / 1_048_576.0);
     }
     let all = json!({
-        "start": start, "growth": growth, "bursts": bursts, "binaryBytes": full, "minimalBinaryBytes": minimal,
+        "day": day, "start": start, "growth": growth, "bursts": bursts, "binaryBytes": full, "minimalBinaryBytes": minimal,
     });
     std::fs::write(&arguments.json, serde_json::to_string_pretty(&all).unwrap()).unwrap();
     println!("all figures: {}", arguments.json.display());

@@ -5,13 +5,12 @@
 //! files and the environment: no variable can raise a level. A logger that cannot write stays silent and never stops
 //! the process. Field names: docs/observability.md.
 
+use super::backlog::{Backlog, Flush};
 use crate::os::wall_clock;
 use std::fmt::{self, Write as _};
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::time::Duration;
+use std::io::IsTerminal;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
@@ -21,19 +20,13 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Registry, reload};
 
+pub use super::backlog::DroppedLines;
+
 /// The target of everything that this crate logs.
 const OURS: &str = "kube_kms";
 /// SECURITY: what dependencies may log at most. Below `warn` an HTTP stack prints headers and bodies, and those of a KMS
 /// call hold credentials and the DEK itself.
 const DEPENDENCIES_MAX: LevelFilter = LevelFilter::WARN;
-
-/// Lines that wait to be written at most: about 10 MiB, and a Decrypt storm of a whole API server start.
-const LINES_WAITING: usize = 32_768;
-
-/// How long a line may wait for others to be written with.
-const GATHER: Duration = Duration::from_millis(10);
-/// Bytes that are written at once at most.
-const GATHERED_MAX: usize = 64 * 1024;
 
 /// How a line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,19 +82,7 @@ pub struct Logging {
     pub level: LevelHandle,
     /// Counts lines that were dropped.
     pub dropped: DroppedLines,
-    _flush: WorkerGuard,
-}
-
-/// How many lines were dropped because whoever reads stderr did not keep up.
-#[derive(Clone, Debug)]
-pub struct DroppedLines(ErrorCounter);
-
-impl DroppedLines {
-    /// So far.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.dropped_lines()
-    }
+    _flush: Flush,
 }
 
 /// Starts logging to stderr, for the whole process. When something else (a test) already logs for it, that stays and
@@ -111,34 +92,11 @@ impl DroppedLines {
 /// to 32,768 lines wait; beyond that they are dropped and counted. It writes what a few milliseconds bring with one write.
 #[must_use]
 pub fn init(format: LogFormat, level: LogLevel) -> Logging {
-    let (writer, flush) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(LINES_WAITING)
-        .thread_name("log")
-        .finish(Gathered(BufWriter::with_capacity(GATHERED_MAX, std::io::stderr())));
-    let dropped = DroppedLines(writer.error_counter());
-    let (logger, level) = build(format, level, std::io::stderr().is_terminal(), writer);
+    let (backlog, flush) = Backlog::start(std::io::stderr());
+    let dropped = backlog.dropped();
+    let (logger, level) = build(format, level, std::io::stderr().is_terminal(), backlog);
     tracing::subscriber::set_global_default(logger).ok();
     Logging { level, dropped, _flush: flush }
-}
-
-/// Lets a moment pass after the first line of a batch, so that the lines of other requests come along: waking this thread and
-/// a write(2) for every line would cost a request more than all the rest of its logging.
-struct Gathered<W: Write>(BufWriter<W>);
-
-impl<W: Write> Write for Gathered<W> {
-    #[expect(clippy::disallowed_methods, reason = "the log's own thread; no request waits for it")]
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.0.buffer().is_empty() {
-            std::thread::sleep(GATHER);
-        }
-        self.0.write(line)
-    }
-
-    /// Called when no line is waiting.
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -482,30 +440,6 @@ mod tests {
         };
         assert!(coloured(true));
         assert!(!coloured(false));
-    }
-
-    #[test]
-    fn lines_that_come_together_are_written_together_and_none_is_lost() {
-        struct Counting(Captured, Arc<Mutex<u32>>);
-        impl io::Write for Counting {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                *self.1.lock().unwrap() += 1;
-                self.0.write(bytes)
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let (captured, writes) = (Captured::default(), Arc::<Mutex<u32>>::default());
-        let to = Counting(captured.clone(), Arc::clone(&writes));
-        let to = Gathered(BufWriter::with_capacity(GATHERED_MAX, to));
-        let (writer, flush) = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING).finish(to);
-        let (logger, _handle) = build(LogFormat::Text, LogLevel::Info, false, writer);
-        with_default(logger, || (0..1000).for_each(|n| info!(n, "line")));
-        drop(flush);
-        let written = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(written.lines().count(), 1000);
-        assert!(*writes.lock().unwrap() < 500, "{} writes", writes.lock().unwrap());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! and reads a [`crate::service::snapshot::Snapshot`]. Every name is in docs/observability.md, and a test holds the
 //! two together.
 
+mod backlog;
 mod gauge;
 pub mod http;
 pub mod log;
