@@ -64,7 +64,8 @@ fn linker_script(order: &str) -> String {
     for group in order.split("\n# ").skip(1) {
         script += "*(";
         for symbol in group.lines().skip(1) {
-            script += &format!(".text.{symbol}\n");
+            // What the compiler takes for unlikely (growing a vector, a first use) has a place of its own otherwise.
+            script += &format!(".text.{symbol} .text.unlikely.{symbol}\n");
         }
         script += ")\n";
     }

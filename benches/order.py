@@ -101,7 +101,7 @@ def called(binary, kek, environment, folder):
 
 def pattern(symbol):
     """The name without what one compiler, one version of a crate or one link adds to it; None where it is no pattern."""
-    symbol = re.sub(r"\.llvm\.\d+$", "", symbol)
+    symbol = re.sub(r"(\.llvm)?\.\d+$", "", symbol)
     if symbol.startswith("_ZN"):
         return re.sub(r"17h[0-9a-f]{16}E$", "17h*", symbol)
     if symbol.startswith("_R"):
