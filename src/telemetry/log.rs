@@ -279,6 +279,7 @@ impl<W: fmt::Write> fmt::Write for Escaping<'_, W> {
 mod tests {
     use super::*;
     use serde_json::Value;
+    use std::io;
     use std::sync::{Arc, Mutex};
     use tracing::subscriber::with_default;
     use tracing::{debug, error, info, info_span, trace, warn};
