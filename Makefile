@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build image test e2e lint fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny drill presubmit clean
+.PHONY: help run build order image test e2e lint fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny drill presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ $(RUN_DIR)/keyring.json: | $(KUBE_KMS)
 
 build: ## Build the release binary
 	$(CARGO) build --locked --release
+
+# Names in the binary change with its code; what is not found any more is only not laid out. The size of `bench-growth` shows when it is time.
+order: build ## Find out anew what serving calls, for the layout of the release binary: then build again (installs valgrind when it is not there)
+	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
+	PYTHONDONTWRITEBYTECODE=1 python3 benches/order.py target/release/kube-kms
 
 image: ## Build the container image, static and reproducible; needs docker (with buildx) or podman
 	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \

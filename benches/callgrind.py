@@ -4,6 +4,7 @@ Guarantees: every instruction of every thread is counted once; a call is counted
 counts mean. SPEC: the callgrind format in valgrind's manual, "Callgrind Format Specification".
 """
 
+import os
 import re
 import signal
 import subprocess
@@ -78,14 +79,15 @@ class Profile:
         return parts
 
 
-def serve(binary, site, drive):
+def serve(binary, site, drive, options=(), environment=None):
     """Serves the site under callgrind while `drive` runs, ends it with SIGTERM, and reads its counts."""
     for old in site.glob("callgrind.out*"):
         old.unlink()
-    command = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--callgrind-out-file={site}/callgrind.out"]
+    command = ["valgrind", "--tool=callgrind", "--separate-threads=yes", f"--callgrind-out-file={site}/callgrind.out", *options]
+    environment = {**os.environ, **(environment or {})}
     with open(site / "log", "wb") as log:
         process = subprocess.Popen(
-            [*command, str(binary), "serve", "--config", str(site / "config.yaml")], stdout=log, stderr=log
+            [*command, str(binary), "serve", "--config", str(site / "config.yaml")], stdout=log, stderr=log, env=environment
         )
         try:
             drive()
