@@ -90,7 +90,7 @@ bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes
 	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
 	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
 
-bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter; ONLY=start|requests|deks|bursts; SIZES=1: size by features)
+bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter; ONLY=start|requests|deks|bursts|day; SIZES=1: size by features)
 	$(CARGO) build --locked --release --bin kube-kms
 	$(if $(filter bursts,$(or $(ONLY),bursts)),$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through)
 	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --bin kube-kms --target-dir target/minimal)
