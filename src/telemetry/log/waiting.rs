@@ -279,8 +279,10 @@ impl<'a> MakeWriter<'a> for Lines {
 #[expect(clippy::disallowed_methods, reason = "who writes when is a matter of real time")]
 mod tests {
     use super::*;
-    use std::io::{PipeReader, Read};
+    use std::io::{PipeReader, Read, Seek};
     use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::thread::JoinHandle;
     use std::time::Instant;
 
     fn on_a_pipe() -> (PipeReader, Writer) {
@@ -307,16 +309,16 @@ mod tests {
         let lines = writer.lines();
         lines.push(b"at first nobody rests\n");
         assert_eq!(own(&lines), Own::Watching);
-        std::thread::sleep(PATIENCE * 3);
+        thread::sleep(PATIENCE * 3);
         assert_eq!(there(&from), "at first nobody rests\n");
         lines.push(b"one\n");
         lines.rest();
         while own(&lines) != Own::Asleep {
-            std::thread::sleep(PATIENCE);
+            thread::sleep(PATIENCE);
         }
         there(&from);
         for _ in 0..3 {
-            std::thread::sleep(GATHER * 2);
+            thread::sleep(GATHER * 2);
             lines.push(b"two\n");
             assert_eq!(own(&lines), Own::Asleep, "it will rest");
             assert_eq!(there(&from), "");
@@ -365,7 +367,7 @@ mod tests {
         assert!(slowest < Duration::from_secs(2), "{slowest:?}");
         let dropped = lines.dropped();
         assert!(dropped > 0);
-        let reader = std::thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut all = String::new();
             from.read_to_string(&mut all).unwrap();
             all
@@ -377,24 +379,30 @@ mod tests {
         assert!(seen.is_sorted_by(|a, b| a < b), "each once, in order");
     }
 
-    #[test]
-    fn a_file_and_a_pipe_that_is_now_full_and_now_empty_get_every_line_in_order() {
-        let file = tempfile::tempfile().unwrap();
-        let (from, to) = io::pipe().unwrap();
-        let slowly = std::thread::spawn(move || {
-            let (mut from, mut all) = (from, Vec::new());
-            let mut part = vec![0; 50_000];
+    /// Reads all of it, slower than it is written.
+    fn slowly(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+        thread::spawn(move || {
+            let (mut all, mut part) = (Vec::new(), vec![0; 50_000]);
             loop {
                 match from.read(&mut part).unwrap() {
                     0 => return all,
                     read => all.extend_from_slice(&part[..read]),
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(1));
             }
-        });
+        })
+    }
+
+    /// A pipe to a container's runtime, a socket to journald, a file: each is now full and now empty, or takes no such write.
+    #[test]
+    fn every_kind_of_stderr_gets_every_line_in_order() {
+        let mut file = tempfile::tempfile().unwrap();
+        let (from_pipe, pipe) = io::pipe().unwrap();
+        let (from_socket, socket) = UnixStream::pair().unwrap();
+        let readers = [slowly(from_pipe), slowly(from_socket)];
         let mut expected = Vec::new();
-        for to in [file.try_clone().unwrap(), File::from(OwnedFd::from(to))] {
-            let writer = Writer::start(to).unwrap();
+        for to in [OwnedFd::from(pipe), socket.into(), file.try_clone().unwrap().into()] {
+            let writer = Writer::start(File::from(to)).unwrap();
             let lines = writer.lines();
             expected.clear();
             for n in 0..30_000_u32 {
@@ -405,19 +413,20 @@ mod tests {
                     lines.rest();
                 }
                 if n % 3000 == 0 {
-                    std::thread::sleep(GATHER * 2);
+                    thread::sleep(GATHER * 2);
                 }
             }
             lines.no_more_rest();
             lines.push(b"the end\n");
             expected.extend_from_slice(b"the end\n");
         }
-        assert!(slowly.join().unwrap() == expected, "the pipe");
-        let mut file = file;
-        std::io::Seek::rewind(&mut file).unwrap();
+        for reader in readers {
+            assert!(reader.join().unwrap() == expected, "a pipe or a socket");
+        }
+        file.rewind().unwrap();
         let mut all = Vec::new();
         file.read_to_end(&mut all).unwrap();
-        assert!(all == expected, "the file");
+        assert!(all == expected, "a file");
     }
 
     #[test]
@@ -427,7 +436,7 @@ mod tests {
         lines.push(b"x\n");
         lines.rest();
         let other = lines.clone();
-        std::thread::spawn(move || other.push(b"y\n")).join().unwrap();
+        thread::spawn(move || other.push(b"y\n")).join().unwrap();
         let mut two = [0; 4];
         // Without an end if nobody wrote it.
         from.read_exact(&mut two).unwrap();
