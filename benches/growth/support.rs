@@ -6,6 +6,8 @@
 pub mod fake_kms;
 #[path = "../../tests/support/fault_proxy.rs"]
 pub mod fault_proxy;
+#[path = "../../tests/support/port.rs"]
+pub mod port;
 #[path = "../../tests/support/replica.rs"]
 pub mod replica;
 #[path = "../../tests/support/site.rs"]

@@ -4,6 +4,7 @@
 //! it; [`FaultProxy::set`] holds for new connections and for those that are there; whoever was swallowed once stays dead, as
 //! a connection that a NAT has forgotten. It goes away with its last handle. Refuses to know HTTP, but for where a body begins.
 
+use super::port::{bind, bind_again};
 use rustix::net::sockopt::set_socket_linger;
 use std::collections::VecDeque;
 use std::io;
@@ -193,27 +194,6 @@ fn run(
             Err(error) => drop(bound.send(Err(error))),
         }
     });
-}
-
-fn bind(at: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(at)?;
-    let at = socket.local_addr()?;
-    Ok((socket, at))
-}
-
-/// Binds the port that was ours a moment ago. A process that another test is starting has a copy of what listened there from
-/// its fork to its exec.
-async fn bind_again(at: SocketAddr) -> io::Result<TcpSocket> {
-    let mut tries = 0;
-    loop {
-        match bind(at) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 1000 => tries += 1,
-            bound => return bound.map(|(socket, _)| socket),
-        }
-        sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// What is at the port.

@@ -17,6 +17,7 @@ pub mod grpc_go;
 pub mod hand;
 #[cfg(feature = "aws")]
 pub mod moto;
+pub mod port;
 #[cfg(feature = "aws")]
 pub mod replica;
 pub mod site;

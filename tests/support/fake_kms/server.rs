@@ -3,6 +3,7 @@
 //! Guarantees: it runs whatever the test's runtime does; while stopped, its port refuses connections and nobody else can
 //! take it; nothing that a client sends makes it panic. Refuses to know what an operation means.
 
+use super::super::port::{bind, bind_again};
 use super::account::{ACCOUNT, Account};
 use super::fault::{Failure, Faults};
 use super::journal::{Call, Journal, Outcome};
@@ -79,27 +80,6 @@ pub(super) fn run(
             Err(error) => drop(bound.send(Err(error))),
         }
     });
-}
-
-fn bind(at: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(at)?;
-    let at = socket.local_addr()?;
-    Ok((socket, at))
-}
-
-/// Binds the port that was ours a moment ago. A process that another test is starting has a copy of what listened there from
-/// its fork to its exec.
-async fn bind_again(at: SocketAddr) -> io::Result<TcpSocket> {
-    let mut tries = 0;
-    loop {
-        match bind(at) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 1000 => tries += 1,
-            bound => return bound.map(|(socket, _)| socket),
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 struct Server {
