@@ -8,7 +8,7 @@ use kube_kms::core::annotation::{AdditionalData, Annotations, WrappedDek};
 use kube_kms::core::context::WrapContext;
 use kube_kms::core::dek::{DEK_LEN, Dek, DekBytes};
 use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::health::{OnDenied, Policy};
+use kube_kms::core::health::{OnDenied, OnUnusable, Policy};
 use kube_kms::core::key_id::KeyId;
 use kube_kms::core::port::{Clock, Entropy, Moment};
 use kube_kms::core::uid::Uid;
@@ -48,6 +48,7 @@ fn settings() -> Settings {
         policy: Policy {
             grace: Duration::from_secs(3600),
             on_denied: OnDenied::Coast,
+            on_unusable: OnUnusable::Coast,
             stop_after: None,
             confirmations: 2,
         },

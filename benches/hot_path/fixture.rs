@@ -2,7 +2,7 @@
 
 use kube_kms::core::annotation::{Annotations, WrappedDek};
 use kube_kms::core::context::WrapContext;
-use kube_kms::core::health::{OnDenied, Policy};
+use kube_kms::core::health::{OnDenied, OnUnusable, Policy};
 use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
 use kube_kms::core::key_id::KeyId;
 use kube_kms::core::port::Entropy;
@@ -59,6 +59,7 @@ pub(crate) async fn plugin(keyring: &Path) -> Arc<Plugin> {
         policy: Policy {
             grace: Duration::from_secs(3600),
             on_denied: OnDenied::Coast,
+            on_unusable: OnUnusable::Coast,
             stop_after: None,
             confirmations: 2,
         },

@@ -184,6 +184,8 @@ pub const KEYS: &[Key] = &[
         "time that an outage of the KMS is hidden from kube-apiserver").or("1h"),
     Key::new("outage.onDenied", Takes::Choice(&["coast", "revoke"]),
         "whether a denial by the KMS is an outage or a revocation").or("coast"),
+    Key::new("outage.onUnusable", Takes::Choice(&["coast", "revoke"]),
+        "whether a key store that the KMS cannot use, or a state that it does not tell, is an outage or a revocation").or("coast"),
     Key::new("outage.stopAfter", duration("0s", "365d"),
         "time of outage after which writes stop").or("never").with("not less than outage.grace; or never"),
     Key::new("http.listen", Takes::Shape("IP address and port, or none"),

@@ -9,7 +9,7 @@ use crate::config::otlp::endpoint_fault;
 use crate::config::problem::{Problem, Problems};
 use crate::config::section::{Section, kind};
 use crate::core::annotation::RECOVERY_MAX;
-use crate::core::health::{OnDenied, Policy};
+use crate::core::health::{OnDenied, OnUnusable, Policy};
 use crate::service::settings::Settings;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -185,6 +185,8 @@ fn policy(outage: &Section<'_>, confirmations: Option<u32>) -> Option<Policy> {
     let grace = outage.duration("grace");
     let on_denied =
         outage.choice("onDenied", OnDenied::Coast, &[("coast", OnDenied::Coast), ("revoke", OnDenied::Revoke)]);
+    let on_unusable =
+        outage.choice("onUnusable", OnUnusable::Coast, &[("coast", OnUnusable::Coast), ("revoke", OnUnusable::Revoke)]);
     let stop_after = if !outage.has("stopAfter") || outage.is_word("stopAfter", "never") {
         None
     } else {
@@ -193,7 +195,7 @@ fn policy(outage: &Section<'_>, confirmations: Option<u32>) -> Option<Policy> {
     if stop_after.is_some() && stop_after < grace {
         outage.problem("stopAfter", "is less than outage.grace", "writes cannot stop while the outage is still hidden");
     }
-    Some(Policy { grace: grace?, on_denied, stop_after, confirmations: confirmations? })
+    Some(Policy { grace: grace?, on_denied, on_unusable, stop_after, confirmations: confirmations? })
 }
 
 fn http(section: &Section<'_>) -> Option<SocketAddr> {

@@ -1,7 +1,7 @@
 //! The configuration as a whole: the reference, the examples and the walker held to the same table.
 
 use super::*;
-use crate::core::health::{OnDenied, Policy};
+use crate::core::health::{OnDenied, OnUnusable, Policy};
 use crate::service::settings::Settings;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -60,6 +60,7 @@ fn the_defaults_are_those_of_the_design() {
             policy: Policy {
                 grace: Duration::from_secs(3600),
                 on_denied: OnDenied::Coast,
+                on_unusable: OnUnusable::Coast,
                 stop_after: None,
                 confirmations: 2,
             },
@@ -113,7 +114,7 @@ cache: {capacity: 17, ttl: 90s}
 probe: {interval: 5m, timeout: 500ms}
 rotation: {observations: 3}
 revocation: {confirmations: 4}
-outage: {grace: 15m, onDenied: revoke, stopAfter: 2h}
+outage: {grace: 15m, onDenied: revoke, onUnusable: revoke, stopAfter: 2h}
 http: {listen: none}
 log: {format: json, level: trace}
 stateDir: /state
@@ -149,6 +150,7 @@ harden: {landlock: none, seccomp: required}
             policy: Policy {
                 grace: Duration::from_secs(900),
                 on_denied: OnDenied::Revoke,
+                on_unusable: OnUnusable::Revoke,
                 stop_after: Some(Duration::from_secs(7200)),
                 confirmations: 4,
             },
@@ -414,7 +416,7 @@ cache: {capacity: 16, ttl: 1s}
 probe: {interval: 1s, timeout: 100ms}
 rotation: {observations: 1}
 revocation: {confirmations: 1}
-outage: {grace: 1s, onDenied: revoke, stopAfter: 2s}
+outage: {grace: 1s, onDenied: revoke, onUnusable: revoke, stopAfter: 2s}
 http: {listen: none}
 otlp: {endpoint: 'http://c:4317'}
 log: {format: json, level: trace}

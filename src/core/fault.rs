@@ -172,6 +172,7 @@ reasons! {
     AnnotationsTooLarge, Malformed, "annotations-too-large", "the annotations are larger than 32 KiB";
     KekNotConfigured, KekUnknown, "kek-not-configured", "the KEK named in the annotations is not in this plugin's configuration; add it under `read`";
     KekUnusable, KekUnknown, "kek-unusable", "the KEK cannot wrap data keys as it is configured";
+    KeyStateUnknown, KekUnknown, "key-state-unknown", "the KMS refuses the KEK for its state, and this plugin may not ask which state that is";
     KeyIdRetired, KekUnknown, "key-id-retired", "the KMS went back to a KEK version that was left before; raise `epoch` to reinstate it";
     KekDisabled, KekDead, "kek-disabled", "the KEK is disabled";
     KekPendingDeletion, KekDead, "kek-pending-deletion", "the KEK is pending deletion";
@@ -184,6 +185,8 @@ reasons! {
     WrappedDekRejected, OpenFailed, "wrapped-dek-rejected", "the KMS does not accept the wrapped data key under this KEK and context";
     Starting, Unreachable, "starting", "the plugin is starting and has no data key yet";
     KmsUnreachable, Unreachable, "kms-unreachable", "the KMS cannot be reached";
+    KeyStoreUnavailable, Unreachable, "key-store-unavailable", "the KMS is there, but not the key store that holds the KEK";
+    KmsAnswerUnusable, Unreachable, "kms-answer-unusable", "the KMS answered something that cannot be used";
     OutageTooLong, Unreachable, "outage-too-long", "the KMS has been away for longer than `outage.stopAfter`";
     DekExhausted, Unreachable, "dek-exhausted", "the data key has been used up and the KMS has not wrapped another yet";
     ShuttingDown, Unreachable, "shutting-down", "the plugin is shutting down";

@@ -18,6 +18,15 @@ pub enum OnDenied {
     Revoke,
 }
 
+/// What to do when the KMS answers and the KEK cannot be used: its key store is away, or its state is not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnUnusable {
+    /// As if the KMS could not be reached: a key store fails as networks do.
+    Coast,
+    /// As if the KEK were disabled: whoever owns the key store has closed it.
+    Revoke,
+}
+
 /// The operator's choices; see docs/configuration.md `outage` and `revocation`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -25,10 +34,27 @@ pub struct Policy {
     pub grace: Duration,
     /// What a denial means.
     pub on_denied: OnDenied,
+    /// What an unusable key store means.
+    pub on_unusable: OnUnusable,
     /// When an outage stops writes, counted from its start; `None`: never.
     pub stop_after: Option<Duration>,
     /// How many answers in a row must say that the KEK is dead.
     pub confirmations: u32,
+}
+
+impl Policy {
+    /// Whether this answer says, of the key that it is about, that it is not to be used any more.
+    #[must_use]
+    pub fn is_dead(&self, reason: Reason) -> bool {
+        let is_unusable = matches!(reason, Reason::KeyStoreUnavailable | Reason::KeyStateUnknown);
+        reason.class() == Class::KekDead || (is_unusable && self.on_unusable == OnUnusable::Revoke)
+    }
+
+    /// Whether this answer, confirmed, revokes the KEK.
+    #[must_use]
+    pub fn is_final(&self, reason: Reason) -> bool {
+        self.is_dead(reason) || (reason.class() == Class::KekDenied && self.on_denied == OnDenied::Revoke)
+    }
 }
 
 /// What the probes of the writing KEK have said so far.
@@ -59,11 +85,7 @@ impl Record {
     #[must_use]
     pub fn after_failure(&self, reason: Reason, now: Moment, policy: &Policy) -> Self {
         let before = self.trouble.as_ref();
-        let is_final = match reason.class() {
-            Class::KekDead => true,
-            Class::KekDenied => policy.on_denied == OnDenied::Revoke,
-            _ => false,
-        };
+        let is_final = policy.is_final(reason);
         let final_in_a_row = if is_final { before.map_or(0, |t| t.final_in_a_row).saturating_add(1) } else { 0 };
         let revoked = before
             .and_then(|t| t.revoked)
@@ -238,7 +260,7 @@ impl State {
                 !matches!(because, Reason::KmsThrottled)
             }
             Self::Starting { because } | Self::StartingKnown { because } => {
-                matches!(because, Some(Reason::KmsUnreachable | Reason::Deadline))
+                matches!(because, Some(reason) if matches!(reason.class(), Class::Unreachable | Class::TooSlow))
             }
             Self::Ready | Self::Revoked { .. } => false,
         }
@@ -280,6 +302,7 @@ mod tests {
         Policy {
             grace: Duration::from_secs(3600),
             on_denied,
+            on_unusable: OnUnusable::Coast,
             stop_after: stop_after_min.map(|m| Duration::from_secs(m * 60)),
             confirmations: 2,
         }
@@ -294,12 +317,17 @@ mod tests {
 
     #[test]
     fn every_reason_leads_to_the_state_of_the_table_at_every_age_with_and_without_a_write_state() {
-        for on_denied in [OnDenied::Coast, OnDenied::Revoke] {
+        use OnUnusable::{Coast, Revoke};
+        for (on_denied, on_unusable) in
+            [(OnDenied::Coast, Coast), (OnDenied::Revoke, Coast), (OnDenied::Coast, Revoke), (OnDenied::Revoke, Revoke)]
+        {
             for stop in [None, Some(120)] {
-                let policy = policy(on_denied, stop);
+                let policy = Policy { on_unusable, ..policy(on_denied, stop) };
                 for reason in Reason::ALL.iter().copied() {
                     let is_final = reason.class() == Class::KekDead
-                        || (reason.class() == Class::KekDenied && on_denied == OnDenied::Revoke);
+                        || (reason.class() == Class::KekDenied && on_denied == OnDenied::Revoke)
+                        || (matches!(reason.label(), "key-store-unavailable" | "key-state-unknown")
+                            && on_unusable == Revoke);
                     for (minute, expected) in
                         [(1, "coasting"), (59, "coasting"), (60, "degraded"), (119, "degraded"), (120, "late")]
                     {
@@ -391,7 +419,11 @@ mod tests {
     #[test]
     fn a_kms_that_cannot_be_reached_at_the_start_is_an_outage_and_one_that_throttles_or_was_not_asked_yet_is_none() {
         for make in [|because| State::Starting { because }, |because| State::StartingKnown { because }] {
-            assert!(make(Some(Reason::KmsUnreachable)).is_outage() && make(Some(Reason::Deadline)).is_outage());
+            for reason in
+                [Reason::KmsUnreachable, Reason::Deadline, Reason::KmsAnswerUnusable, Reason::KeyStoreUnavailable]
+            {
+                assert!(make(Some(reason)).is_outage(), "{reason}");
+            }
             assert!(!make(Some(Reason::KmsThrottled)).is_outage() && !make(None).is_outage());
         }
         let age = Duration::ZERO;

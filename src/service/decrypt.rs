@@ -7,7 +7,6 @@
 use crate::core::annotation::{AdditionalData, Annotations, DekName, RecoveryWrap};
 use crate::core::envelope::Envelope;
 use crate::core::fault::{Class, Fault, Reason};
-use crate::core::health::OnDenied;
 use crate::core::key_id::KeyId;
 use crate::core::uid::Uid;
 use crate::service::keyring::{Entry, Found, Joined, Outcome, Progress};
@@ -305,11 +304,9 @@ impl Plugin {
     }
 
     fn may_serve_expired(&self, fault: &Fault) -> bool {
-        match fault.class() {
-            class if class.is_transient() => true,
-            Class::KekDenied => self.settings().policy.on_denied == OnDenied::Coast,
-            _ => false,
-        }
+        let class = fault.class();
+        let coasts = class.is_transient() || class == Class::KekDenied || fault.reason() == Reason::KeyStateUnknown;
+        coasts && !self.settings().policy.is_final(fault.reason())
     }
 }
 
@@ -346,6 +343,7 @@ async fn settled(waiting: &mut watch::Receiver<Progress>, patience: Duration) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::health::{OnDenied, OnUnusable};
     use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, decrypt, plugin};
     use tokio::time::Instant;
 
@@ -466,11 +464,12 @@ mod tests {
     }
 
     /// A plugin whose one DEK has expired, at a KMS that says this from now on.
-    async fn expired(line: Line, on_denied: OnDenied) -> (Arc<Plugin>, Arc<ScriptedKek>) {
+    async fn expired(line: Line, on_denied: OnDenied, on_unusable: OnUnusable) -> (Arc<Plugin>, Arc<ScriptedKek>) {
         let kek = ScriptedKek::new("k", &[AT_ONCE, line]);
         let plugin = plugin(&[&kek], |settings| {
             settings.cache_ttl = Duration::from_secs(60);
             settings.policy.on_denied = on_denied;
+            settings.policy.on_unusable = on_unusable;
         });
         assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped));
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -480,12 +479,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_expired_dek_is_served_while_the_kms_is_away_and_not_when_it_says_no() {
         for reason in Reason::ALL {
-            for on_denied in [OnDenied::Coast, OnDenied::Revoke] {
-                let (plugin, kek) = expired(Line::Fail(*reason), on_denied).await;
-                let denied_is_no = reason.class() == Class::KekDenied && on_denied == OnDenied::Coast;
-                let expected =
-                    if reason.class().is_transient() || denied_is_no { Ok(DekSource::Expired) } else { Err(*reason) };
-                assert_eq!(source(&plugin, 1).await, expected, "{reason} {on_denied:?}");
+            for (on_denied, on_unusable) in [
+                (OnDenied::Coast, OnUnusable::Coast),
+                (OnDenied::Revoke, OnUnusable::Coast),
+                (OnDenied::Coast, OnUnusable::Revoke),
+            ] {
+                let (plugin, kek) = expired(Line::Fail(*reason), on_denied, on_unusable).await;
+                let is_unusable = matches!(reason.label(), "key-store-unavailable" | "key-state-unknown");
+                let serves = match reason.class() {
+                    _ if is_unusable => on_unusable == OnUnusable::Coast,
+                    Class::KekDenied => on_denied == OnDenied::Coast,
+                    class => class.is_transient(),
+                };
+                let said = source(&plugin, 1).await;
+                let context = format!("{reason} {on_denied:?} {on_unusable:?}");
+                assert_eq!(said.is_ok(), serves, "{context}: {said:?}");
+                // One that is transient is asked again, and the caller does not wait for the end of it.
+                assert!(said == Ok(DekSource::Expired) || said == Err(*reason) || is_unusable, "{context}: {said:?}");
                 assert!(kek.calls() >= 2, "it was asked");
             }
         }
@@ -493,11 +503,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_expired_dek_is_served_at_once_in_an_outage_and_unwrapped_again_without_one() {
-        let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast).await;
+        let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast, OnUnusable::Coast).await;
         begin_outage(&plugin);
         assert_eq!(timed(&plugin, 1).await, (Ok(DekSource::Expired), Duration::ZERO));
         assert_eq!(kek.calls(), 1, "nobody is asked");
-        let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast).await;
+        let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast, OnUnusable::Coast).await;
         assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped));
         assert_eq!(source(&plugin, 1).await, Ok(DekSource::Keyring));
         assert_eq!(kek.calls(), 2);

@@ -133,7 +133,7 @@ impl Supervisor {
     /// disabled key. So ours is asked to unwrap that DEK, and while it does, the answer does not count.
     async fn proven(&self, fault: Fault, keks: &KekSet, settings: &Settings) -> Fault {
         let write = self.plugin.published().write.clone();
-        let (Class::KekDead, Some(write)) = (fault.class(), write) else { return fault };
+        let (true, Some(write)) = (settings.policy.is_dead(fault.reason()), write) else { return fault };
         match unwrap_again(&write, keks, settings, self.plugin.clock(), self.plugin.observer()).await {
             Ok(()) => Fault::caused_by(Reason::KekUnusable, fault),
             // Refused is not dead: a policy can forbid us the old KEK on the day the alias is pointed at a dead one.

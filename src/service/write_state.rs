@@ -139,7 +139,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::core::annotation::WrappedDek;
     use crate::core::dek::DekBytes;
-    use crate::core::health::{OnDenied, Policy};
+    use crate::core::health::{OnDenied, OnUnusable, Policy};
     use crate::core::kek_ref::{KekKind, KekRef};
     use crate::os::OsEntropy;
     use std::time::Duration;
@@ -157,6 +157,7 @@ pub(crate) mod tests {
             policy: Policy {
                 grace: Duration::from_secs(3600),
                 on_denied: OnDenied::Coast,
+                on_unusable: OnUnusable::Coast,
                 stop_after: None,
                 confirmations: 2,
             },

@@ -11,7 +11,7 @@ use kube_kms::core::annotation::WrappedDek;
 use kube_kms::core::context::WrapContext;
 use kube_kms::core::dek::DekBytes;
 use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::health::{OnDenied, Policy};
+use kube_kms::core::health::{OnDenied, OnUnusable, Policy};
 use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
 use kube_kms::core::key_id::KeyId;
 use kube_kms::core::port::{Clock, Entropy, Kek, KekCall, KekFuture, Moment, Unwrapped, Wrapped};
@@ -51,6 +51,7 @@ pub fn defaults() -> Settings {
         policy: Policy {
             grace: Duration::from_secs(3600),
             on_denied: OnDenied::Coast,
+            on_unusable: OnUnusable::Coast,
             stop_after: None,
             confirmations: 2,
         },

@@ -1,7 +1,8 @@
 //! The three calls that this provider makes of the SDK, and nothing else of it.
 //!
-//! Guarantees: no retries and no timeouts of the SDK's own (the caller has both); an answer without what it must have is
-//! an error. Refuses to know: which KEK may be used for what.
+//! Guarantees: no retries and no timeouts of the SDK's own (the caller has both). An answer that is not as AWS documents it is
+//! `kms-answer-unusable`, which is transient: it tells of whoever answered, never of the blob or the key that was asked about.
+//! Refuses to know: which KEK may be used for what.
 //! SECURITY, what stays on the heap: our copy of an unwrapped DEK is wiped, and the DEK to wrap is copied out of locked
 //! memory once, into the SDK's request. That copy, the request and answer bodies (the DEK in base64) and TLS buffers are
 //! freed by the SDK as they are, and wiped then by the allocator of `memory`. At trace level the SDK logs requests; that
@@ -10,14 +11,14 @@
 
 use super::credential::Persistent;
 use super::date::DateHeader;
-use super::error::{KmsError, Op};
+use super::error::{KmsError, Op, plain_id};
+use super::http;
 use super::key_name::KeyArn;
 use super::settings::AwsSettings;
 use super::user_agent::with_uid;
 use crate::core::annotation::WrappedDek;
 use crate::core::context::WrapContext;
 use crate::core::dek::DekBytes;
-use crate::core::fault::Reason;
 use crate::core::port::KekCall;
 use arc_swap::ArcSwap;
 use aws_config::timeout::TimeoutConfig;
@@ -27,13 +28,18 @@ use aws_sdk_kms::config::{IdentityCache, StalledStreamProtectionConfig};
 use aws_sdk_kms::error::SdkError;
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::KeyState;
+use aws_sdk_kms::types::{KeyMetadata, KeyState, OriginType};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use zeroize::Zeroizing;
+
+/// Bytes of a CiphertextBlob at most. SPEC: AWS KMS API Reference, Encrypt and Decrypt.
+const CIPHERTEXT_MAX: usize = 6144;
+/// Characters of a KeyMaterialId, `^[a-f0-9]+$`. SPEC: AWS KMS API Reference, Decrypt.
+const MATERIAL_LEN: usize = 64;
 
 /// What a call returned, with AWS's id of the request.
 #[derive(Debug)]
@@ -61,6 +67,8 @@ pub(super) struct Decrypted {
 #[derive(Clone, Debug)]
 pub(super) struct Described {
     pub(super) state: KeyState,
+    /// Whether it is in a custom key store (external or CloudHSM), which can be away while the KMS answers.
+    pub(super) in_key_store: bool,
     /// Since the Unix epoch, for a key that is pending deletion.
     pub(super) deletion: Option<Duration>,
 }
@@ -82,7 +90,9 @@ struct Pool {
 
 impl Pool {
     fn empty(config: &aws_sdk_kms::Config) -> Arc<Self> {
-        Arc::new(Self { sdk: aws_sdk_kms::Client::from_conf(config.clone()), answered: AtomicBool::new(false) })
+        // The HTTP client has the connections.
+        let config = config.to_builder().http_client(http::client()).build();
+        Arc::new(Self { sdk: aws_sdk_kms::Client::from_conf(config), answered: AtomicBool::new(false) })
     }
 
     /// Takes note of an answer.
@@ -149,12 +159,14 @@ impl KmsClient {
         let sent = call.customize().mutate_request(with_uid(made_for.uid.as_ref())).send().await;
         pool.note(&sent);
         let answer = sent.map_err(|error| KmsError::from_sdk(Op::Encrypt, &error))?;
-        let request_id = answer.request_id().map(str::to_owned);
-        let broken =
-            |what: &str| KmsError::local(Op::Encrypt, Reason::Invariant, what).with_request_id(request_id.as_deref());
-        let key = answer.key_id.as_deref().and_then(KeyArn::parse).ok_or_else(|| broken("no key ARN in the answer"))?;
+        let request_id = request_id_of(&answer);
+        let unusable = |what: &str| KmsError::unusable(Op::Encrypt, what, request_id.as_deref());
+        let key = answer.key_id.as_deref().and_then(KeyArn::parse).ok_or_else(|| unusable("no key ARN"))?;
         let blob = answer.ciphertext_blob.map(Blob::into_inner).unwrap_or_default();
-        let dek = WrappedDek::parse(blob).map_err(|_| broken("no ciphertext in the answer, or over 8 KiB of it"))?;
+        if blob.is_empty() || blob.len() > CIPHERTEXT_MAX {
+            return Err(unusable(&format!("{} bytes of ciphertext", blob.len())));
+        }
+        let dek = WrappedDek::parse(blob).map_err(|_| unusable("no ciphertext"))?;
         Ok(Answer { value: Encrypted { dek, key }, request_id })
     }
 
@@ -178,15 +190,21 @@ impl KmsClient {
         pool.note(&sent);
         let mut answer = sent.map_err(|error| KmsError::from_sdk(Op::Decrypt, &error))?;
         let plaintext = answer.plaintext.take().map(|blob| Zeroizing::new(blob.into_inner()));
-        let request_id = answer.request_id().map(str::to_owned);
-        let refuse =
-            |reason, what: &str| KmsError::local(Op::Decrypt, reason, what).with_request_id(request_id.as_deref());
+        let request_id = request_id_of(&answer);
+        let unusable = |what: &str| KmsError::unusable(Op::Decrypt, what, request_id.as_deref());
         if answer.key_id.as_deref() != Some(key.as_str()) {
-            return Err(refuse(Reason::WrappedDekRejected, "the answer is from another key than the one asked for"));
+            return Err(unusable("it is not from the key that was asked for"));
         }
-        let plaintext = plaintext.ok_or_else(|| refuse(Reason::Invariant, "no plaintext in the answer"))?;
-        let dek = DekBytes::copy_from(&plaintext).map_err(|fault| refuse(fault.reason(), &fault.causes()))?;
-        Ok(Answer { value: Decrypted { dek, material: answer.key_material_id.unwrap_or_default() }, request_id })
+        // A wrap of another length can only be one that somebody else made with our key and context; it is no verdict either.
+        let plaintext = plaintext.ok_or_else(|| unusable("no plaintext"))?;
+        let dek = DekBytes::copy_from(&plaintext)
+            .map_err(|_| unusable(&format!("{} bytes of plaintext", plaintext.len())))?;
+        // It becomes part of the key_id: an invented one would make this node leave the true one for good.
+        let material = answer.key_material_id.unwrap_or_default();
+        if !material.is_empty() && !is_material_id(&material) {
+            return Err(unusable("a key material id that is none"));
+        }
+        Ok(Answer { value: Decrypted { dek, material }, request_id })
     }
 
     /// Asks for the state of a key.
@@ -206,17 +224,34 @@ impl KmsClient {
         let sent = call.mutate_request(with_uid(made_for.uid.as_ref())).send().await;
         pool.note(&sent);
         let answer = sent.map_err(|error| KmsError::from_sdk(Op::DescribeKey, &error))?;
-        let request_id = answer.request_id().map(str::to_owned);
-        let described = answer.key_metadata.and_then(|metadata| {
-            let deletion = metadata.deletion_date.and_then(|date| u64::try_from(date.secs()).ok());
-            Some(Described { state: metadata.key_state?, deletion: deletion.map(Duration::from_secs) })
-        });
-        let described = described.ok_or_else(|| {
-            KmsError::local(Op::DescribeKey, Reason::KekUnusable, "no key state in the answer")
-                .with_request_id(request_id.as_deref())
-        })?;
+        let request_id = request_id_of(&answer);
+        let unusable = |what: &str| KmsError::unusable(Op::DescribeKey, what, request_id.as_deref());
+        let metadata = answer.key_metadata.ok_or_else(|| unusable("no metadata of a key"))?;
+        if KeyArn::parse(key).is_some() && metadata.arn().is_some_and(|of| of != key) {
+            return Err(unusable("it is of another key than the one asked for"));
+        }
+        let described = described(&metadata).ok_or_else(|| unusable("no key state"))?;
         Ok(Answer { value: described, request_id })
     }
+}
+
+fn described(metadata: &KeyMetadata) -> Option<Described> {
+    let deletion = metadata.deletion_date().and_then(|date| u64::try_from(date.secs()).ok());
+    let is_store = matches!(metadata.origin(), Some(OriginType::ExternalKeyStore | OriginType::AwsCloudhsm));
+    Some(Described {
+        state: metadata.key_state()?.clone(),
+        in_key_store: is_store || metadata.custom_key_store_id().is_some(),
+        deletion: deletion.map(Duration::from_secs),
+    })
+}
+
+/// For the log, so on one line and not of any length.
+fn request_id_of(answer: &impl RequestId) -> Option<String> {
+    answer.request_id().map(plain_id)
+}
+
+fn is_material_id(text: &str) -> bool {
+    text.len() == MATERIAL_LEN && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
 }
 
 fn pairs(context: &WrapContext) -> HashMap<String, String> {

@@ -5,6 +5,7 @@
 //! SPEC: AWS KMS API Reference, "Errors" of Encrypt, Decrypt, DescribeKey, and "Common Errors"; Developer Guide, "Key
 //! states". Modelled and unmodelled errors are told apart by the same code, as it stands on the wire.
 
+use super::http::TooLarge;
 use crate::core::fault::{Fault, Reason};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
@@ -17,6 +18,8 @@ use std::fmt;
 
 /// Characters of AWS's message that are kept at most.
 const MESSAGE_MAX: usize = 1024;
+/// Characters of a request id or an error code.
+const WORD_MAX: usize = 128;
 /// "The state of the key does not allow this": only DescribeKey tells which state.
 const INVALID_STATE: &str = "KMSInvalidStateException";
 
@@ -63,20 +66,23 @@ impl KmsError {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        let request_id = error.request_id().map(|id| plain(id, MESSAGE_MAX));
+        let request_id = error.request_id().map(plain_id);
         let (reason, code, message) = match error {
             SdkError::ServiceError(context) => {
                 let status = context.raw().status().as_u16();
-                let code = context.err().code().map(|code| plain(code, MESSAGE_MAX));
+                let code = context.err().code().map(|code| plain(code, WORD_MAX));
                 let said = context.err().message().unwrap_or("no message");
-                (reason_of_code(op, status, code.as_deref()), code, format!("{said} (HTTP {status})"))
+                let reason = reason_of_code(op, status, code.as_deref());
+                let reason = if is_about_ciphertext(op, reason, said) { Reason::WrappedDekRejected } else { reason };
+                (reason, code, format!("{said} (HTTP {status})"))
             }
             SdkError::DispatchFailure(failure) => (reason_of_dispatch(failure), None, chain(error)),
             SdkError::TimeoutError(_) => (Reason::Deadline, None, chain(error)),
             // SECURITY: the answer may be a Decrypt's; only its status is repeated.
             SdkError::ResponseError(context) => {
-                let status = context.raw().status().as_u16();
-                (reason_of_code(op, status, None), None, format!("the answer cannot be read (HTTP {status})"))
+                let (status, good) = (context.raw().status().as_u16(), context.raw().status().is_success());
+                let reason = if good { Reason::KmsAnswerUnusable } else { reason_of_code(op, status, None) };
+                (reason, None, format!("the answer cannot be read (HTTP {status})"))
             }
             _ => (Reason::KmsUnreachable, None, chain(error)),
         };
@@ -88,15 +94,15 @@ impl KmsError {
         Self::local(op, Reason::Deadline, "no answer within the time for this call, credentials included")
     }
 
-    /// The KMS answered, and the answer is not one that can be used.
+    /// What was found out here and not said by AWS.
     pub(super) fn local(op: Op, reason: Reason, message: &str) -> Self {
-        Self { op, reason, code: None, message: message.to_owned(), request_id: None }
+        Self { op, reason, code: None, message: plain(message, MESSAGE_MAX), request_id: None }
     }
 
-    /// The same with the request id of the answer that it is about.
-    pub(super) fn with_request_id(mut self, request_id: Option<&str>) -> Self {
-        self.request_id = request_id.map(|id| plain(id, MESSAGE_MAX));
-        self
+    /// The KMS answered, and the answer is not one that AWS documents.
+    pub(super) fn unusable(op: Op, what: &str, request_id: Option<&str>) -> Self {
+        let error = Self::local(op, Reason::KmsAnswerUnusable, &format!("the answer cannot be used: {what}"));
+        Self { request_id: request_id.map(plain_id), ..error }
     }
 
     /// Why.
@@ -111,20 +117,24 @@ impl KmsError {
 
     /// Whether only DescribeKey can tell more.
     pub(super) fn is_about_key_state(&self) -> bool {
-        self.op != Op::DescribeKey && self.code.as_deref() == Some(INVALID_STATE)
+        self.op != Op::DescribeKey && self.reason == Reason::KeyStateUnknown
     }
 
     /// Settles a [`Self::is_about_key_state`] with what DescribeKey answered.
     ///
-    /// Refused, it stays `kek-unusable`: to call the key dead would make a running plugin forget its DEKs on a guess, to
+    /// Refused, it stays `key-state-unknown`: to call the key dead would make a running plugin forget its DEKs on a guess, to
     /// call it unreachable would hide that the KMS did answer. A DescribeKey that fails transiently is as transient here.
-    pub(super) fn with_key_state(mut self, described: Result<KeyState, Self>) -> Self {
+    pub(super) fn with_key_state(mut self, described: Result<(KeyState, bool), Self>) -> Self {
         let (reason, more) = match described {
-            Ok(state) => (reason_of_state(&state), format!("key state {}", plain(state.as_str(), MESSAGE_MAX))),
+            Ok((state, in_key_store)) => {
+                let place = if in_key_store { ", in a custom key store" } else { "" };
+                let shown = format!("key state {}{place}", plain(state.as_str(), WORD_MAX));
+                (reason_of_state(&state, in_key_store), shown)
+            }
             Err(error) => {
                 let class = error.reason.class();
                 let told = class.is_transient() || error.reason == Reason::KekGone;
-                let reason = if told { error.reason } else { Reason::KekUnusable };
+                let reason = if told { error.reason } else { Reason::KeyStateUnknown };
                 (reason, format!("the permission kms:DescribeKey would tell more, but: {error}"))
             }
         };
@@ -158,7 +168,7 @@ fn reason_of_code(op: Op, status: u16, code: Option<&str>) -> Reason {
         "DisabledException" => Reason::KekDisabled,
         "NotFoundException" => Reason::KekGone,
         // Settled by DescribeKey, see `with_key_state`.
-        INVALID_STATE => Reason::KekUnusable,
+        INVALID_STATE => Reason::KeyStateUnknown,
         "InvalidKeyUsageException" | "UnsupportedOperationException" => Reason::KekUnusable,
         "InvalidCiphertextException" | "IncorrectKeyException" => Reason::WrappedDekRejected,
         "ValidationException" | "ValidationError" | "InvalidArnException" => op.invalid(),
@@ -196,14 +206,27 @@ fn reason_of_code(op: Op, status: u16, code: Option<&str>) -> Reason {
     }
 }
 
-/// SPEC: AWS KMS Developer Guide, "Key states of AWS KMS keys".
-fn reason_of_state(state: &KeyState) -> Reason {
+/// An external key store tells of a damaged blob, or of another context, by the code that it has for everything. Only what
+/// AWS documents for that is taken for it: a verdict about one blob, so that another context under `read` is tried.
+/// SPEC: AWS KMS Developer Guide, "Troubleshooting external key stores", Decryption errors.
+fn is_about_ciphertext(op: Op, reason: Reason, said: &str) -> bool {
+    op == Op::Decrypt
+        && reason == Reason::KeyStateUnknown
+        && said.contains("specified ciphertext or additional authenticated data")
+}
+
+/// SPEC: AWS KMS Developer Guide, "Key states of AWS KMS keys"; "Troubleshooting external key stores": every failure of a
+/// custom key store comes as this one error, and the state of the key says nothing of the store but that it is disconnected
+/// (`Unavailable`).
+fn reason_of_state(state: &KeyState, in_key_store: bool) -> Reason {
     match state {
         KeyState::PendingDeletion | KeyState::PendingReplicaDeletion => Reason::KekPendingDeletion,
         KeyState::PendingImport => Reason::KekMaterialGone,
         KeyState::Disabled => Reason::KekDisabled,
+        KeyState::Unavailable => Reason::KeyStoreUnavailable,
+        KeyState::Enabled if in_key_store => Reason::KeyStoreUnavailable,
         // Enabled: it changed between the two calls, so the next try succeeds.
-        KeyState::Unavailable | KeyState::Creating | KeyState::Updating | KeyState::Enabled => Reason::KmsUnreachable,
+        KeyState::Creating | KeyState::Updating | KeyState::Enabled => Reason::KmsUnreachable,
         _ => Reason::KekUnusable,
     }
 }
@@ -211,6 +234,9 @@ fn reason_of_state(state: &KeyState) -> Reason {
 /// No answer: the connection or, before it, the credentials.
 fn reason_of_dispatch(failure: &DispatchFailure) -> Reason {
     let Some(connector) = failure.as_connector_error() else { return Reason::KmsUnreachable };
+    if find::<TooLarge>(connector).is_some() {
+        return Reason::KmsAnswerUnusable;
+    }
     match find::<CredentialsError>(connector) {
         Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
             Reason::CredentialsRejected
@@ -245,9 +271,14 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     line
 }
 
-/// Text from outside on one log line: no control characters, no more than `max` characters.
+/// Text from outside on one log line: printable ASCII, no more than `max` characters.
 fn plain(text: &str, max: usize) -> String {
-    text.chars().take(max).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().take(max).map(|c| if c.is_ascii_graphic() { c } else { ' ' }).collect()
+}
+
+/// A request id, as [`plain`].
+pub(super) fn plain_id(id: &str) -> String {
+    plain(id, WORD_MAX)
 }
 
 #[cfg(test)]
@@ -276,7 +307,8 @@ mod tests {
         let table: &[(Reason, u16, &[&str])] = &[
             (Reason::KekDisabled, 400, &["DisabledException"]),
             (Reason::KekGone, 400, &["NotFoundException"]),
-            (Reason::KekUnusable, 400, &["InvalidKeyUsageException", "UnsupportedOperationException", INVALID_STATE]),
+            (Reason::KekUnusable, 400, &["InvalidKeyUsageException", "UnsupportedOperationException"]),
+            (Reason::KeyStateUnknown, 400, &[INVALID_STATE]),
             (Reason::WrappedDekRejected, 400, &["InvalidCiphertextException", "IncorrectKeyException"]),
             (Reason::PolicyDenied, 400, &["AccessDeniedException", "AccessDenied", "NotAuthorized"]),
             (
@@ -352,7 +384,9 @@ mod tests {
         );
         let unread = SdkError::<DecryptError, _>::response_error("CANARY", response(200));
         let error = KmsError::from_sdk(Op::Decrypt, &unread);
-        assert_eq!((error.reason(), error.request_id()), (Reason::KmsUnreachable, Some("7b0b-1")));
+        assert_eq!((error.reason(), error.request_id()), (Reason::KmsAnswerUnusable, Some("7b0b-1")));
+        let unread = SdkError::<DecryptError, _>::response_error("CANARY", response(502));
+        assert_eq!(KmsError::from_sdk(Op::Decrypt, &unread).reason(), Reason::KmsUnreachable);
         let text = format!("{error} {error:?}");
         assert!(!text.contains("CANARY"), "{text}");
     }
@@ -364,6 +398,7 @@ mod tests {
         assert_eq!(dispatch(ConnectorError::timeout("slow".into())), Reason::Deadline);
         assert_eq!(dispatch(ConnectorError::io("refused".into())), Reason::KmsUnreachable);
         assert_eq!(dispatch(ConnectorError::other("odd".into(), None)), Reason::KmsUnreachable);
+        assert_eq!(dispatch(ConnectorError::other(TooLarge.into(), None)), Reason::KmsAnswerUnusable);
         assert_eq!(reason(SdkError::timeout_error("slow")), Reason::Deadline);
         assert_eq!(reason(SdkError::construction_failure("odd")), Reason::KmsUnreachable);
         let none = CredentialsError::not_loaded_no_source();

@@ -9,6 +9,7 @@ mod client;
 mod credential;
 mod date;
 mod error;
+mod http;
 pub mod key_name;
 pub mod settings;
 #[cfg(test)]
@@ -38,7 +39,8 @@ use std::time::Duration;
 
 /// What is lost without the permission.
 const NO_DESCRIBE_KEY: &str = "kms:DescribeKey is not granted: a key that is pending deletion cannot be told from one that is \
-unavailable for a while, so it coasts as an outage instead of being revoked; everything else works without it";
+unavailable for a while, so it coasts as an outage (with `outage.onUnusable: coast`) instead of being revoked; everything else \
+works without it";
 const GRANT_DESCRIBE_KEY: &str = "`kube-kms manifests --kind iam` prints the policy with it";
 const SET_THE_CLOCK: &str =
     "set it by NTP (timedatectl, chronyc tracking): AWS refuses signatures that are 5 minutes off";
@@ -68,12 +70,13 @@ impl AwsKek {
         let region = RegionProviderChain::first_try(settings.region().map(|name| Region::new(name.to_owned())))
             .or_else(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new());
-        let sdk = aws_config::defaults(BehaviorVersion::latest()).region(region).load().await;
+        let sdk =
+            aws_config::defaults(BehaviorVersion::latest()).region(region).http_client(http::client()).load().await;
         Self::connect_with(settings, &sdk)
     }
 
     /// As [`AwsKek::connect`] with an SDK configuration that is already there. The region and the endpoint of `settings`
-    /// go before its own; its retries, timeouts and stalled-stream protection are not used.
+    /// go before its own; its retries, timeouts, stalled-stream protection and HTTP client are not used.
     ///
     /// # Errors
     /// `kek-unusable`, with a [`SettingsError`] as its cause, when nothing names a region, or when the endpoint would carry
@@ -112,9 +115,16 @@ impl AwsKek {
         let wrapped = self.settled(Op::Encrypt, key, call, self.client.encrypt(key, dek, context, call)).await?;
         // INVARIANT: what is wrapped here can be unwrapped here (test `an_answer_from_a_key_that_may_not_unwrap_is_refused`).
         if !self.key.allows(&wrapped.key, &self.region, self.account.get().map(String::as_str)) {
-            let what =
-                format!("the KMS used {}, which key {} does not allow to unwrap", wrapped.key.as_str(), self.key);
-            return Err(KmsError::local(Op::Encrypt, Reason::KekUnusable, &what).into_fault());
+            let what = format!("it used {}, which key {} does not allow to unwrap", wrapped.key.as_str(), self.key);
+            return Err(match self.key {
+                // The KMS has no choice of key here.
+                KeyName::Arn(_) | KeyName::Id(_) => KmsError::unusable(Op::Encrypt, &what, None),
+                // The alias of another account: whose credentials these are is the configuration's.
+                KeyName::Alias(_) | KeyName::AliasArn { .. } => {
+                    KmsError::local(Op::Encrypt, Reason::KekUnusable, &what)
+                }
+            }
+            .into_fault());
         }
         // SECURITY: learned from Encrypt alone. A Decrypt's key is named by an annotation, which an attacker may write.
         self.account.get_or_init(|| wrapped.key.place().account.clone());
@@ -165,7 +175,7 @@ impl AwsKek {
         if let Ok(Described { deletion: Some(date), .. }) = &state {
             *self.deletion.lock().unwrap_or_else(PoisonError::into_inner) = Some((key.to_owned(), *date));
         }
-        Err(error.with_key_state(state.map(|described| described.state)).into_fault())
+        Err(error.with_key_state(state.map(|described| (described.state, described.in_key_store))).into_fault())
     }
 
     /// A key that works is not about to be deleted any more.

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 const ARN: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 const OTHER: &str = "arn:aws:kms:eu-central-1:111122223333:key/0987dcba-09fe-87dc-65ba-ab0987654321";
 const THEIRS: &str = "arn:aws:kms:eu-central-1:444455556666:key/0987dcba-09fe-87dc-65ba-ab0987654321";
+const MATERIAL: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const DEK: [u8; 32] = *b"CANARY-dek-bytes-0123456789-END!";
 
 /// What the KMS does with the next request.
@@ -100,7 +101,7 @@ fn encrypted(key: &str) -> Line {
 }
 
 fn decrypted(key: &str) -> Line {
-    Line::Say(200, json!({"Plaintext": BASE64.encode(DEK), "KeyId": key, "KeyMaterialId": "material-7"}))
+    Line::Say(200, json!({"Plaintext": BASE64.encode(DEK), "KeyId": key, "KeyMaterialId": MATERIAL}))
 }
 
 async fn wrap(kek: &AwsKek) -> Result<Wrapped, Fault> {
@@ -138,7 +139,7 @@ async fn unwrap_sends_the_arn_of_the_annotation_and_learns_the_version_from_the_
     let unwrapped = unwrap(&kek, OTHER).await.unwrap();
     assert!(unwrapped.dek.same_as(&dek()));
     assert_eq!(unwrapped.version.kek.identity(), OTHER);
-    assert_eq!(unwrapped.version.version, "material-7");
+    assert_eq!(unwrapped.version.version, MATERIAL);
     assert_eq!(unwrap(&kek, OTHER).await.unwrap().version.version, "", "a key without material ids");
     let sent = json!({
         "KeyId": OTHER, "CiphertextBlob": BASE64.encode(b"wrapped"),
@@ -147,44 +148,74 @@ async fn unwrap_sends_the_arn_of_the_annotation_and_learns_the_version_from_the_
     assert_eq!(heard.lock().unwrap()[0], ("Decrypt".to_owned(), sent));
 }
 
+/// What a KMS, or whoever answers in its place, may send with status 200 in place of what AWS documents.
 #[tokio::test]
-async fn an_answer_to_decrypt_from_another_key_or_of_another_length_is_rejected() {
-    let (url, _) = scripted(vec![
-        decrypted(OTHER),
-        Line::Say(200, json!({"Plaintext": BASE64.encode(DEK)})),
-        Line::Say(200, json!({"Plaintext": BASE64.encode(b"short"), "KeyId": ARN})),
-        Line::Say(200, json!({"KeyId": ARN})),
-    ])
-    .await;
-    let kek = kek_at(ARN, &url);
-    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::WrappedDekRejected, "another key");
-    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::WrappedDekRejected, "no key");
-    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::WrappedDekRejected, "five bytes");
-    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::Invariant, "no plaintext");
-}
-
-#[tokio::test]
-async fn an_answer_to_encrypt_without_a_key_arn_breaks_an_invariant() {
-    let alias = "arn:aws:kms:eu-central-1:111122223333:alias/prod";
-    let (url, _) = scripted(vec![
-        encrypted(alias),
-        encrypted("1234abcd-12ab-34cd-56ef-1234567890ab"),
-        Line::Say(200, json!({"CiphertextBlob": BASE64.encode(b"wrapped")})),
-        Line::Say(200, json!({"KeyId": ARN})),
-    ])
-    .await;
-    let kek = kek_at("alias/prod", &url);
-    for case in ["an alias", "an id", "nothing", "no ciphertext"] {
-        assert_eq!(reason(wrap(&kek).await), Reason::Invariant, "{case}");
+async fn an_answer_that_cannot_be_used_says_nothing_about_the_blob_or_the_key() {
+    let long = BASE64.encode([7; 33]);
+    let material = |id: &str| json!({"Plaintext": BASE64.encode(DEK), "KeyId": ARN, "KeyMaterialId": id});
+    let decrypts = [
+        ("nothing", json!({})),
+        ("no plaintext", json!({"KeyId": ARN})),
+        ("an empty plaintext", json!({"Plaintext": "", "KeyId": ARN})),
+        ("31 bytes", json!({"Plaintext": BASE64.encode(&DEK[1..]), "KeyId": ARN})),
+        ("33 bytes", json!({"Plaintext": long, "KeyId": ARN})),
+        ("no base64", json!({"Plaintext": "CANARY*", "KeyId": ARN})),
+        ("a number", json!({"Plaintext": 7, "KeyId": ARN})),
+        ("no key", json!({"Plaintext": BASE64.encode(DEK)})),
+        ("another key", json!({"Plaintext": BASE64.encode(DEK), "KeyId": OTHER})),
+        ("an empty material id", material("")),
+        ("a short material id", material(&MATERIAL[1..])),
+        ("a material id in capitals", material(&MATERIAL.to_uppercase())),
+        ("a material id of two lines", material(&format!("{}\nx", &MATERIAL[2..]))),
+        ("a material id of 10,000 bytes", material(&"a".repeat(10_000))),
+        ("a list", json!([])),
+        ("a string", json!("CANARY")),
+    ];
+    for (case, body) in decrypts {
+        let (url, _) = scripted(vec![Line::Say(200, body)]).await;
+        let fault = unwrap(&kek_at(ARN, &url), ARN).await.unwrap_err();
+        assert!(fault.class().is_transient(), "{case}: {fault}");
+        assert_eq!(fault.reason(), Reason::KmsAnswerUnusable, "{case}");
+        let causes = fault.causes();
+        assert!(causes.contains("request-1") && causes.len() < 300 && !causes.contains("CANARY"), "{case}: {causes}");
     }
+    let blob = |bytes: usize| json!({"CiphertextBlob": BASE64.encode(vec![7; bytes]), "KeyId": ARN});
+    let of = |key: &str| json!({"CiphertextBlob": BASE64.encode(b"wrapped"), "KeyId": key});
+    let encrypts = [
+        ("nothing", json!({})),
+        ("no key", json!({"CiphertextBlob": BASE64.encode(b"wrapped")})),
+        ("an alias", of("arn:aws:kms:eu-central-1:111122223333:alias/prod")),
+        ("an id", of("1234abcd-12ab-34cd-56ef-1234567890ab")),
+        ("another key", of(OTHER)),
+        ("a key of 10,000 bytes", of(&format!("arn:aws:kms:{}:111122223333:key/x", "a".repeat(10_000)))),
+        ("no ciphertext", json!({"KeyId": ARN})),
+        ("an empty ciphertext", blob(0)),
+        ("a ciphertext over what AWS documents", blob(6145)),
+    ];
+    for (case, body) in encrypts {
+        let (url, _) = scripted(vec![Line::Say(200, body)]).await;
+        let fault = wrap(&kek_at(ARN, &url)).await.unwrap_err();
+        assert_eq!(fault.reason(), Reason::KmsAnswerUnusable, "{case}");
+        assert!(fault.causes().len() < 1500, "{case}: {} bytes for the log", fault.causes().len());
+    }
+    let (url, _) = scripted(vec![Line::Say(200, blob(6144))]).await;
+    assert_eq!(wrap(&kek_at(ARN, &url)).await.unwrap().dek.as_bytes().len(), 6144);
+    for body in [json!({}), json!({"KeyMetadata": {"KeyId": "x"}})] {
+        let (url, _) = scripted(vec![refuse("KMSInvalidStateException"), Line::Say(200, body)]).await;
+        assert_eq!(reason(unwrap(&kek_at(ARN, &url), ARN).await), Reason::KmsAnswerUnusable, "DescribeKey");
+    }
+    let other = json!({"KeyMetadata": {"KeyId": "x", "Arn": OTHER, "KeyState": "PendingDeletion"}});
+    let (url, _) = scripted(vec![refuse("KMSInvalidStateException"), Line::Say(200, other)]).await;
+    assert_eq!(reason(unwrap(&kek_at(ARN, &url), ARN).await), Reason::KmsAnswerUnusable, "the state of another key");
 }
 
 #[tokio::test]
 async fn an_answer_from_a_key_that_may_not_unwrap_is_refused() {
-    let (url, _) = scripted(vec![encrypted(OTHER)]).await;
-    let fault = wrap(&kek_at(ARN, &url)).await.unwrap_err();
+    // Credentials of another account: its alias of that name is another key.
+    let (url, _) = scripted(vec![encrypted(THEIRS)]).await;
+    let fault = wrap(&kek_at("arn:aws:kms:eu-central-1:111122223333:alias/prod", &url)).await.unwrap_err();
     assert_eq!(fault.reason(), Reason::KekUnusable);
-    assert!(fault.causes().contains(OTHER), "{}", fault.causes());
+    assert!(fault.causes().contains(THEIRS), "{}", fault.causes());
 }
 
 #[tokio::test]
@@ -269,18 +300,26 @@ async fn codes_on_the_wire_are_classified_by_operation() {
 #[tokio::test]
 async fn an_invalid_state_is_settled_by_describe_key() {
     let state = |name: &str| Line::Say(200, json!({"KeyMetadata": {"KeyId": "x", "KeyState": name}}));
+    let stored = |name: &str, origin: &str| {
+        Line::Say(200, json!({"KeyMetadata": {"KeyId": "x", "Arn": OTHER, "KeyState": name, "Origin": origin}}))
+    };
     let table = [
         (state("PendingDeletion"), Reason::KekPendingDeletion),
         (state("PendingReplicaDeletion"), Reason::KekPendingDeletion),
         (state("PendingImport"), Reason::KekMaterialGone),
         (state("Disabled"), Reason::KekDisabled),
-        (state("Unavailable"), Reason::KmsUnreachable),
+        (state("Unavailable"), Reason::KeyStoreUnavailable),
         (state("Creating"), Reason::KmsUnreachable),
         (state("Updating"), Reason::KmsUnreachable),
         (state("Enabled"), Reason::KmsUnreachable),
         (state("SomethingNew"), Reason::KekUnusable),
-        (refuse("AccessDeniedException"), Reason::KekUnusable),
-        (refuse("KMSInvalidStateException"), Reason::KekUnusable),
+        (stored("Enabled", "EXTERNAL_KEY_STORE"), Reason::KeyStoreUnavailable),
+        (stored("Enabled", "AWS_CLOUDHSM"), Reason::KeyStoreUnavailable),
+        (stored("Enabled", "AWS_KMS"), Reason::KmsUnreachable),
+        (stored("Disabled", "EXTERNAL_KEY_STORE"), Reason::KekDisabled),
+        (stored("PendingDeletion", "EXTERNAL_KEY_STORE"), Reason::KekPendingDeletion),
+        (refuse("AccessDeniedException"), Reason::KeyStateUnknown),
+        (refuse("KMSInvalidStateException"), Reason::KeyStateUnknown),
         (refuse("ThrottlingException"), Reason::KmsThrottled),
         (refuse("NotFoundException"), Reason::KekGone),
     ];
@@ -291,9 +330,29 @@ async fn an_invalid_state_is_settled_by_describe_key() {
         let heard = heard.lock().unwrap();
         assert_eq!(heard.len(), 2);
         assert_eq!(heard[1], ("DescribeKey".to_owned(), json!({"KeyId": OTHER})));
-        if expected == Reason::KekUnusable && fault.causes().contains("AccessDenied") {
+        if expected == Reason::KeyStateUnknown && fault.causes().contains("AccessDenied") {
             assert!(fault.causes().contains("permission kms:DescribeKey"), "{}", fault.causes());
         }
+    }
+}
+
+/// AWS's words for a wrap that does not fit in an external key store, and for its other failures.
+#[tokio::test]
+async fn an_external_key_store_that_rejects_a_blob_is_a_verdict_about_the_blob_alone() {
+    let invalid = |said: &str| Line::Say(400, json!({"__type": "KMSInvalidStateException", "message": said}));
+    let enabled = json!({"KeyMetadata": {"KeyId": "x", "KeyState": "Enabled", "Origin": "EXTERNAL_KEY_STORE", "CustomKeyStoreId": "cks-1"}});
+    let blob = "The external key store proxy rejected the request because the specified ciphertext or additional \
+                authenticated data is corrupted, missing, or otherwise invalid.";
+    let (url, heard) = scripted(vec![invalid(blob)]).await;
+    assert_eq!(reason(unwrap(&kek_at(ARN, &url), ARN).await), Reason::WrappedDekRejected);
+    assert_eq!(heard.lock().unwrap().len(), 1, "nobody has to be asked for the state");
+    let away = "AWS KMS rejected the request because the external key store proxy did not respond in time.";
+    for said in [blob, away] {
+        let (url, _) = scripted(vec![invalid(said), Line::Say(200, enabled.clone())]).await;
+        let fault = wrap(&kek_at(ARN, &url)).await.unwrap_err();
+        assert_eq!(fault.reason(), Reason::KeyStoreUnavailable);
+        let causes = fault.causes();
+        assert!(causes.contains(said) && causes.contains("key state Enabled, in a custom key store"), "{causes}");
     }
 }
 
