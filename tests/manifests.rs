@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Of AWS's own examples.
-const ACCOUNT: &str = "111122223333";
 const ROLE: &str = "arn:aws:iam::111122223333:role/kube-kms";
 const OLD: &str = "kube-kms-old=unix:///run/kube-kms-old/kms.sock";
 
@@ -40,9 +39,9 @@ const SAMPLES: [(&str, &[&str]); 17] = [
     ("systemd/kube-kms.service", &["--kind", "systemd"]),
     ("systemd/kube-kms.socket", &["--kind", "systemd-socket"]),
     ("systemd/sysusers.conf", &["--kind", "sysusers"]),
-    ("aws/policy.json", &["--kind", "iam", "--account", ACCOUNT]),
-    ("aws/policy-drill.json", &["--kind", "iam-drill", "--account", ACCOUNT]),
-    ("aws/key-policy.json", &["--kind", "key-policy", "--account", ACCOUNT, "--role", ROLE]),
+    ("aws/policy.json", &["--kind", "iam"]),
+    ("aws/policy-drill.json", &["--kind", "iam-drill"]),
+    ("aws/key-policy.json", &["--kind", "key-policy", "--role", ROLE]),
     (
         "kubernetes/static-pod-localhost-seccomp.yaml",
         &[

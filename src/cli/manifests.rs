@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[command(
     after_help = "Examples:\n  kube-kms manifests --kind static-pod --image registry.example.com/kube-kms:0.1.0\n  \
 kube-kms manifests --kind encryption-configuration --stage write\n  \
-kube-kms manifests --kind iam --account 111122223333\n\nIt prints one file and changes nothing; where the format has comments, \
+kube-kms manifests --kind iam\n\nIt prints one file and changes nothing; where the format has comments, \
 the first says where the file goes. docs/install.md has the order."
 )]
 pub(super) struct Arguments {
@@ -55,6 +55,9 @@ pub(super) struct Arguments {
     /// The AWS account of the keys, where their names do not tell it
     #[arg(long, value_name = "DIGITS")]
     account: Option<String>,
+    /// The key that an alias of the configuration points to, or pointed to when stored values were sealed; repeatable
+    #[arg(long, value_name = "ARN", value_parser = key_arn)]
+    key_arn: Vec<String>,
     /// The ARN of the plugin's role, for a key policy
     #[arg(long, value_name = "ARN")]
     role: Option<String>,
@@ -116,12 +119,27 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         resources: arguments.resources.clone(),
         from: arguments.from.as_deref().map(|text| pair("--from", text)).transpose()?,
         account: arguments.account.clone(),
+        key_arns: arguments.key_arn.clone(),
         role: arguments.role.clone(),
     };
     let kind = kind(arguments.kind, arguments.stage);
     let text = manifests::render(kind, &config, &options).map_err(|error| failure(&error))?;
     output::raw(text.as_bytes());
     Ok(Exit::Done)
+}
+
+fn key_arn(text: &str) -> Result<String, &'static str> {
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    match parts.as_slice() {
+        ["arn", partition, "kms", region, account, key]
+            if [*partition, *region, *account].into_iter().all(plain)
+                && key.strip_prefix("key/").is_some_and(plain) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("not the ARN of a key: arn:aws:kms:REGION:ACCOUNT:key/ID"),
+    }
 }
 
 fn kind(kind: Kind, stage: Option<StageName>) -> manifests::Kind {

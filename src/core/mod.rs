@@ -4,6 +4,7 @@
 //! providers, configuration files. The only thing below it is [`crate::memory`], where secrets live.
 
 pub mod annotation;
+pub mod aws_partition;
 pub mod context;
 pub mod dek;
 pub mod envelope;

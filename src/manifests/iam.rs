@@ -1,13 +1,14 @@
 //! The least that AWS has to allow, for each job.
 //!
-//! Guarantees: Encrypt and Decrypt only with the encryption context of the configuration; no statement names more keys than
-//! the configuration lets `serve` use. By alias Decrypt covers the keys of the account under that context, because the
-//! alias may have pointed to any of them; Encrypt goes through the alias alone. SPEC: AWS KMS Developer Guide, condition
-//! keys kms:EncryptionContext:KEY, kms:RequestAlias, kms:ResourceAliases; ARCHITECTURE, which KEK may unwrap.
+//! Guarantees: Encrypt and Decrypt only with the encryption context of the configuration, and only on keys by name. An alias may
+//! have pointed to any key of its account, so the keys that it means are asked for (`--key-arn`) and never left open: whatever
+//! key the role may decrypt with can vouch for a stored value. SPEC: AWS KMS Developer Guide, condition keys
+//! kms:EncryptionContext:KEY, kms:RequestAlias, kms:ResourceAliases; ARCHITECTURE, which KEK may unwrap.
 
 use super::facts::keks;
 use super::{ManifestError, Options};
 use crate::config::{AwsKekConfig, Config, KekConfig};
+use crate::core::aws_partition::partition_of;
 use crate::core::context::OWN_PAIR;
 use serde_json::{Map, Value, json};
 
@@ -18,12 +19,14 @@ struct Key<'a> {
     partition: String,
     account: String,
     resource: Resource,
+    /// The keys that the name means; none where an alias was not explained.
+    arns: Vec<String>,
+    at: String,
     kek: &'a AwsKekConfig,
 }
 
 enum Resource {
-    /// `key/ID`.
-    Key(String),
+    Key,
     /// `alias/NAME`.
     Alias(String),
 }
@@ -47,27 +50,39 @@ impl<'a> Key<'a> {
                         "is needed for a policy; or give the key by its ARN",
                     )
                 })?;
-                let account = account_given.ok_or_else(|| {
+                let of_region = |arn: &&String| arn.split(':').nth(3) == Some(region);
+                let told = options.key_arns.iter().find(of_region).and_then(|arn| arn.split(':').nth(4));
+                let account = account_given.or(told).ok_or_else(|| {
                     ManifestError::option("account", format!("is needed: {at}.aws.key does not say whose key it is"))
                 })?;
                 let resource = if kek.key.starts_with("alias/") { kek.key.clone() } else { format!("key/{}", kek.key) };
                 (partition_of(region).to_owned(), region, account, resource)
             }
         };
-        Ok(Self {
-            prefix: format!("arn:{partition}:kms:{region}:{account}"),
-            partition,
-            account: account.to_owned(),
-            resource: if resource.starts_with("alias/") { Resource::Alias(resource) } else { Resource::Key(resource) },
-            kek,
-        })
+        let prefix = format!("arn:{partition}:kms:{region}:{account}");
+        let (resource, arns) = if resource.starts_with("alias/") {
+            let is_here = |arn: &&String| arn.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with(":key/"));
+            (Resource::Alias(resource), options.key_arns.iter().filter(is_here).cloned().collect())
+        } else {
+            let arn = format!("{prefix}:{resource}");
+            (Resource::Key, vec![arn])
+        };
+        Ok(Self { prefix, partition, account: account.to_owned(), resource, arns, at: at.to_owned(), kek })
     }
 
-    /// The keys that the name may mean.
-    fn arn(&self) -> String {
-        match &self.resource {
-            Resource::Key(key) => format!("{}:{key}", self.prefix),
-            Resource::Alias(_) => format!("{}:key/*", self.prefix),
+    /// The keys that the name means, as `Resource`.
+    fn arns(&self) -> Result<Value, ManifestError> {
+        match self.arns.as_slice() {
+            [] => Err(ManifestError::option(
+                "key-arn",
+                format!(
+                    "is needed: {}.aws.key is an alias, and a policy names keys. Give the ARN of the key that it points to \
+                     (`kube-kms check` prints it after `KEK`), and once more for each key before it that stored values need",
+                    self.at
+                ),
+            )),
+            [one] => Ok(json!(one)),
+            many => Ok(json!(many)),
         }
     }
 
@@ -78,45 +93,53 @@ impl<'a> Key<'a> {
         own.chain(pairs).map(|(k, v)| (format!("kms:EncryptionContext:{k}"), json!(v))).collect()
     }
 
-    fn wrap(&self, sid: &str) -> Value {
+    fn wrap(&self, sid: &str) -> Result<Value, ManifestError> {
         let mut equals = self.bound();
         if let Resource::Alias(alias) = &self.resource {
             equals.insert("kms:RequestAlias".to_owned(), json!(alias));
         }
-        json!({"Sid": format!("{sid}Wrap"), "Effect": "Allow", "Action": "kms:Encrypt", "Resource": self.arn(),
-            "Condition": {"StringEquals": equals}})
+        Ok(json!({"Sid": format!("{sid}Wrap"), "Effect": "Allow", "Action": "kms:Encrypt", "Resource": self.arns()?,
+            "Condition": {"StringEquals": equals}}))
     }
 
-    fn unwrap(&self, sid: &str) -> Value {
-        json!({"Sid": format!("{sid}Unwrap"), "Effect": "Allow", "Action": "kms:Decrypt", "Resource": self.arn(),
-            "Condition": {"StringEquals": self.bound()}})
+    fn unwrap(&self, sid: &str) -> Result<Value, ManifestError> {
+        Ok(json!({"Sid": format!("{sid}Unwrap"), "Effect": "Allow", "Action": "kms:Decrypt", "Resource": self.arns()?,
+            "Condition": {"StringEquals": self.bound()}}))
     }
 
     /// Only for saying why a key cannot be used.
-    fn describe(&self, sid: &str) -> Value {
+    fn describe(&self, sid: &str) -> Result<Value, ManifestError> {
         self.on_key(&format!("{sid}Describe"), "kms:DescribeKey")
     }
 
-    fn on_key(&self, sid: &str, action: &str) -> Value {
-        let mut statement = json!({"Sid": sid, "Effect": "Allow", "Action": action, "Resource": self.arn()});
+    fn on_key(&self, sid: &str, action: &str) -> Result<Value, ManifestError> {
+        let mut statement = json!({"Sid": sid, "Effect": "Allow", "Action": action, "Resource": self.arns()?});
         if let (Resource::Alias(alias), Some(members)) = (&self.resource, statement.as_object_mut()) {
             members.insert("Condition".to_owned(), json!({"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}}));
         }
-        statement
+        Ok(statement)
     }
 }
 
 /// `serve` and `check`: the KEK that writes and those for recovery wrap and unwrap, those under `read` unwrap.
 pub(super) fn role(config: &Config, options: &Options) -> Result<String, ManifestError> {
     let mut statements = Vec::new();
+    let mut unused: Vec<&String> = options.key_arns.iter().collect();
     for (at, kek) in keks(config) {
         let KekConfig::Aws(aws) = kek else { continue };
         let key = Key::of(&at, aws, options)?;
+        unused.retain(|arn| !key.arns.contains(arn));
         let sid = sid(&at);
         if !at.starts_with("read") {
-            statements.push(key.wrap(&sid));
+            statements.push(key.wrap(&sid)?);
         }
-        statements.extend([key.unwrap(&sid), key.describe(&sid)]);
+        statements.extend([key.unwrap(&sid)?, key.describe(&sid)?]);
+    }
+    if let Some(arn) = unused.first() {
+        return Err(ManifestError::option(
+            "key-arn",
+            format!("{arn} is in the region and account of no KEK that is an alias"),
+        ));
     }
     if statements.is_empty() {
         return Err(ManifestError::config("kek", "no KEK is in AWS, so there is no policy"));
@@ -127,11 +150,13 @@ pub(super) fn role(config: &Config, options: &Options) -> Result<String, Manifes
 /// The drill: rotates the key's material, or points the alias to another key. Nothing here disables or deletes.
 pub(super) fn drill(config: &Config, options: &Options) -> Result<String, ManifestError> {
     let key = writing(config, options)?;
-    let mut statements = vec![key.on_key("DrillRotate", "kms:RotateKeyOnDemand")];
+    let mut statements = vec![key.on_key("DrillRotate", "kms:RotateKeyOnDemand")?];
     if let Resource::Alias(alias) = &key.resource {
-        // AWS asks for it on the alias and on both keys; the alias is the one that limits.
-        statements.push(json!({"Sid": "DrillAlias", "Effect": "Allow", "Action": "kms:UpdateAlias",
-            "Resource": [format!("{}:{alias}", key.prefix), key.arn()]}));
+        // AWS asks for it on the alias and on both keys.
+        let resources: Vec<String> =
+            std::iter::once(format!("{}:{alias}", key.prefix)).chain(key.arns.iter().cloned()).collect();
+        statements
+            .push(json!({"Sid": "DrillAlias", "Effect": "Allow", "Action": "kms:UpdateAlias", "Resource": resources}));
     }
     document(statements)
 }
@@ -181,19 +206,6 @@ fn sid(at: &str) -> String {
         letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect::<String>()
     };
     words.map(capital).collect()
-}
-
-/// SPEC: AWS General Reference, Amazon Resource Names.
-fn partition_of(region: &str) -> &'static str {
-    const OTHERS: [(&str, &str); 6] = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("us-isob-", "aws-iso-b"),
-        ("us-isof-", "aws-iso-f"),
-        ("us-iso-", "aws-iso"),
-        ("eusc-", "aws-eusc"),
-    ];
-    OTHERS.iter().find(|(prefix, _)| region.starts_with(prefix)).map_or("aws", |(_, partition)| partition)
 }
 
 fn document(statements: Vec<Value>) -> Result<String, ManifestError> {

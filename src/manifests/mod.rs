@@ -92,6 +92,8 @@ pub struct Options {
     pub from: Option<(String, String)>,
     /// The AWS account, where the key's name does not tell it.
     pub account: Option<String>,
+    /// The ARNs of the keys that an alias of the configuration means, for a policy.
+    pub key_arns: Vec<String>,
     /// The ARN of the plugin's role, for a key policy.
     pub role: Option<String>,
 }

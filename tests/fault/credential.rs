@@ -7,10 +7,10 @@ use crate::support::site::{Running, Site, sealed, seed, uid};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
-const QUICK: &str = "probe: {interval: 1s, timeout: 900ms}";
-const RECOVERY: Duration = Duration::from_secs(10);
+pub(super) const QUICK: &str = "probe: {interval: 1s, timeout: 900ms}";
+pub(super) const RECOVERY: Duration = Duration::from_secs(10);
 
-async fn until_state(running: &Running, state: &str, patience: Duration) {
+pub(super) async fn until_state(running: &Running, state: &str, patience: Duration) {
     let began = Instant::now();
     while !running.http("/readyz").await.1.contains(&format!("state={state} ")) {
         assert!(began.elapsed() < patience, "never {state}\n{}", running.log());

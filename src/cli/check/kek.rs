@@ -2,7 +2,7 @@
 
 use crate::cli::CONFIGURATION_HINT;
 use crate::cli::exit::{Exit, Failure};
-use crate::config::Config;
+use crate::config::{Config, KekConfig};
 use crate::core::fault::{Class, Fault};
 use crate::core::port::{Entropy, Kek, KekCall, Notice};
 use crate::daemon::{StartError, keks};
@@ -81,7 +81,8 @@ async fn explained(failure: Failure, fault: &Fault, kek: &dyn Kek, call: &KekCal
 
 fn advice(fault: &Fault) -> &'static str {
     use crate::core::fault::Reason::{
-        CredentialsRejected, KekDisabled, KekFileRefused, KekGone, KekPendingDeletion, KmsThrottled, PolicyDenied,
+        CredentialsRejected, KekDisabled, KekFileRefused, KekGone, KekPendingDeletion, KeyStateUnknown,
+        KeyStoreUnavailable, KmsAnswerUnusable, KmsThrottled, PolicyDenied,
     };
     match fault.reason() {
         PolicyDenied => "for AWS the role needs kms:Encrypt and kms:Decrypt on the key, by IAM policy or key policy",
@@ -90,6 +91,13 @@ fn advice(fault: &Fault) -> &'static str {
         KekPendingDeletion => "cancel the deletion now: when it happens, everything under this key is lost for good",
         KekGone => "see whether the key, alias, region and account are the ones you mean",
         KekFileRefused => "the cause says what to do with the keyring file",
+        KeyStoreUnavailable => {
+            "the cause has the words of AWS; see the key store, its proxy and its key manager, or ask their owner"
+        }
+        KeyStateUnknown => "grant kms:DescribeKey, which tells the state of the key",
+        KmsAnswerUnusable => {
+            "see who answers at the endpoint: a proxy, a portal or an emulator in the place of the KMS"
+        }
         KmsThrottled => "the KMS is asked too often, by this or by another client; try again later",
         _ => "see whether this host reaches the KMS, and kek.*.endpoint and region",
     }
@@ -107,8 +115,31 @@ pub(super) fn findings(config: &Config, tried: &Tried) -> Vec<Finding> {
             "mend it: until then a loss of the primary KEK is a loss of data",
         );
     }
+    aliases(config, &tried.candidate, &mut found);
     remembered(config, &tried.candidate, &mut found);
     found.into_list()
+}
+
+/// Whoever can make a wrap that one of our KEKs opens can make a value that we open.
+fn aliases(config: &Config, candidate: &Candidate, found: &mut Findings) {
+    let by_alias = |kek: &KekConfig| matches!(kek, KekConfig::Aws(aws) if aws.key.contains("alias/"));
+    if by_alias(&config.kek) {
+        found.note(
+            "kek.aws.key is an alias, so every key of its account and region vouches for stored values: whoever writes to etcd and \
+             may use any of them for kms:Encrypt can make a value that opens",
+            format!(
+                "write `key: {}` in its place, which changes no key_id, and put the keys that the alias pointed to before \
+                 under `read`; or keep the alias to rotate by it, with a policy that names the keys",
+                candidate.version().kek.identity()
+            ),
+        );
+    }
+    if config.read.iter().chain(&config.recovery.keks).any(by_alias) {
+        found.note(
+            "a KEK under `read` or `recovery.keks` is an alias, so every key of its account and region vouches for stored values",
+            "name the keys by their ARNs; `kube-kms scan` lists the ones in use",
+        );
+    }
 }
 
 fn remembered(config: &Config, candidate: &Candidate, found: &mut Findings) {

@@ -80,9 +80,8 @@ impl KmsError {
             SdkError::TimeoutError(_) => (Reason::Deadline, None, chain(error)),
             // SECURITY: the answer may be a Decrypt's; only its status is repeated.
             SdkError::ResponseError(context) => {
-                let (status, good) = (context.raw().status().as_u16(), context.raw().status().is_success());
-                let reason = if good { Reason::KmsAnswerUnusable } else { reason_of_code(op, status, None) };
-                (reason, None, format!("the answer cannot be read (HTTP {status})"))
+                let status = context.raw().status().as_u16();
+                (reason_of_code(op, status, None), None, format!("the answer cannot be read (HTTP {status})"))
             }
             _ => (Reason::KmsUnreachable, None, chain(error)),
         };
@@ -201,6 +200,8 @@ fn reason_of_code(op: Op, status: u16, code: Option<&str>) -> Reason {
         | "ServiceUnavailableException"
         | "InternalFailure" => Reason::KmsUnreachable,
         _ if status == 429 => Reason::KmsThrottled,
+        // An error although the call went well: the SDK cannot read the answer.
+        _ if (200..300).contains(&status) => Reason::KmsAnswerUnusable,
         // Unknown: transient, because that is the answer that destroys nothing. The code is in the log.
         _ => Reason::KmsUnreachable,
     }

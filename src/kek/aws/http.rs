@@ -16,7 +16,9 @@ use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponentsBuilder;
-use http_body_util::BodyExt as _;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Body as _;
 
 /// Bytes of an answer at most. The largest that AWS documents, an Encrypt of 4 KiB, has less than a sixth of it.
@@ -74,7 +76,7 @@ impl HttpConnector for Limited<SharedHttpConnector> {
 /// The same answer with its body in memory.
 async fn limited(mut answer: HttpResponse) -> Result<HttpResponse, ConnectorError> {
     let too_large = || ConnectorError::other(TooLarge.into(), None);
-    let mut body = std::mem::replace(answer.body_mut(), Vec::new().into());
+    let mut body = std::mem::replace(answer.body_mut(), SdkBody::taken());
     if body.size_hint().lower() > ANSWER_MAX as u64 {
         return Err(too_large());
     }
@@ -87,6 +89,8 @@ async fn limited(mut answer: HttpResponse) -> Result<HttpResponse, ConnectorErro
         }
         read.extend_from_slice(data);
     }
-    *answer.body_mut() = read.into();
+    // SECURITY: as a stream. What is in memory the SDK writes into its trace log, and a Decrypt's answer is a DEK
+    // (test `nothing_secret_is_logged_at_trace_level`).
+    *answer.body_mut() = SdkBody::from_body_1_x(Full::new(Bytes::from(read)));
     Ok(answer)
 }

@@ -5,6 +5,7 @@
 //! SPEC: AWS KMS Developer Guide, "Key identifiers (KeyId)"; design, "Which KEK may unwrap".
 
 use super::settings::SettingsError;
+use crate::core::aws_partition::partition_of;
 use std::fmt;
 
 /// Bytes of an alias's name at most, without `alias/`. SPEC: AWS KMS API, CreateAlias.
@@ -140,19 +141,6 @@ impl KeyName {
             Self::AliasArn { place: alias, .. } => alias == place,
         }
     }
-}
-
-/// The partition that a region belongs to. SPEC: AWS General Reference, "Amazon Resource Names".
-fn partition_of(region: &str) -> &'static str {
-    const OTHERS: [(&str, &str); 6] = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("us-isob-", "aws-iso-b"),
-        ("us-isof-", "aws-iso-f"),
-        ("us-iso-", "aws-iso"),
-        ("eusc-", "aws-eusc"),
-    ];
-    OTHERS.iter().find(|(prefix, _)| region.starts_with(prefix)).map_or("aws", |(_, partition)| partition)
 }
 
 impl fmt::Display for KeyName {

@@ -29,6 +29,40 @@ pub enum Failure {
     ResetMidBody,
     /// No answer until `release_hung`; then the operation is performed and answered.
     Hang,
+    /// The operation is performed, and the answer, HTTP 200, is not what AWS documents.
+    Lie(Lie),
+    /// HTTP 200, and an answer that nobody can have meant.
+    Flood(Flood),
+}
+
+/// What is wrong with an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// `{}`
+    Empty,
+    /// `Plaintext` without its last byte.
+    Short,
+    /// `Plaintext` with a byte more.
+    Long,
+    /// `KeyId` is the ARN of a key that is none.
+    OtherKey,
+    /// `KeyMaterialId` is 10,000 letters, another one each time.
+    Material,
+    /// No JSON.
+    Html,
+}
+
+/// What never ends, or hardly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flood {
+    /// A body of 400 MB, said so in its head.
+    Body,
+    /// Chunks for as long as they are read.
+    Chunks,
+    /// One byte and a pause, over and over.
+    Drip,
+    /// A head of 4 MB.
+    Head,
 }
 
 struct Bucket {

@@ -42,6 +42,14 @@ pub(super) enum KeyState {
     PendingDeletion { days: i64, date: f64 },
 }
 
+/// The external key store of a key.
+#[derive(Clone, Copy)]
+pub(super) enum Store {
+    Open,
+    /// With AWS's message.
+    Closed(&'static str),
+}
+
 /// When an on-demand rotation that has begun is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotationEnd {
@@ -64,6 +72,7 @@ pub(super) struct Key {
     pub(super) description: String,
     pub(super) created: f64,
     pub(super) state: KeyState,
+    pub(super) store: Option<Store>,
     /// Oldest first, never empty.
     pub(super) materials: Vec<Arc<Material>>,
     pub(super) rotation_period: Option<i64>,
@@ -82,6 +91,7 @@ impl Key {
             description,
             created: now(),
             state: KeyState::Enabled,
+            store: None,
             materials: vec![Material::new(None)],
             rotation_period: None,
             on_demand_rotations: 0,
@@ -93,7 +103,10 @@ impl Key {
 
     pub(super) fn usable(&self) -> Result<(), Refusal> {
         match self.state {
-            KeyState::Enabled => Ok(()),
+            KeyState::Enabled => match self.store {
+                Some(Store::Closed(message)) => Err(Refusal::key_store(message)),
+                Some(Store::Open) | None => Ok(()),
+            },
             KeyState::Disabled => Err(Refusal::disabled(&self.arn)),
             KeyState::PendingDeletion { .. } => Err(Refusal::pending_deletion(&self.arn)),
         }

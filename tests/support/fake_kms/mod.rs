@@ -10,19 +10,20 @@ mod blob;
 mod fault;
 mod journal;
 mod key;
+mod lie;
 mod operation;
 mod refusal;
 mod server;
 
 pub use account::ACCOUNT;
-pub use fault::{ANY, Failure};
+pub use fault::{ANY, Failure, Flood, Lie};
 pub use journal::{Call, Outcome};
 pub use key::RotationEnd;
 
 use account::Account;
 use fault::Faults;
 use journal::Journal;
-use key::{Key, KeyState, now};
+use key::{Key, KeyState, Store, now};
 use refusal::Refusal;
 use server::{Command, Shared, lock};
 use std::fmt;
@@ -196,6 +197,17 @@ impl FakeKms {
     /// Also takes a key back from pending deletion.
     pub fn enable(&self, key: &str) {
         self.key(key, |key| key.state = KeyState::Enabled);
+    }
+
+    /// From now on it is one of an external key store, which is open.
+    pub fn put_in_external_key_store(&self, key: &str) {
+        self.key(key, |key| key.store = Some(Store::Open));
+    }
+
+    /// Cryptographic operations answer KMSInvalidStateException with AWS's words for what happened at the key store, and
+    /// DescribeKey goes on to say Enabled, until [`FakeKms::put_in_external_key_store`].
+    pub fn close_external_key_store(&self, key: &str, message: &'static str) {
+        self.key(key, |key| key.store = Some(Store::Closed(message)));
     }
 
     pub fn schedule_deletion(&self, key: &str) {

@@ -146,6 +146,12 @@ fn metadata(key: &mut Key, material_ids: bool) -> Value {
     if let KeyState::PendingDeletion { date, .. } = key.state {
         answer["DeletionDate"] = json!(date);
     }
+    if key.store.is_some() {
+        answer["Origin"] = json!("EXTERNAL_KEY_STORE");
+        answer["CustomKeyStoreId"] = json!("cks-1234567890abcdef0");
+        // SPEC: KeyMaterialId and its like are of keys whose material AWS KMS has.
+        return answer;
+    }
     with_material(answer, "CurrentKeyMaterialId", current, material_ids)
 }
 

@@ -61,6 +61,11 @@ impl Refusal {
         Self::new("KMSInvalidStateException", format!("{arn} is pending deletion."))
     }
 
+    /// Every failure of a custom key store has this code; only the message tells them apart.
+    pub(super) fn key_store(message: &str) -> Self {
+        Self::new("KMSInvalidStateException", message)
+    }
+
     pub(super) fn not_pending_deletion(arn: &str) -> Self {
         Self::new("KMSInvalidStateException", format!("{arn} is not pending deletion."))
     }

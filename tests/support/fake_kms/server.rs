@@ -7,13 +7,14 @@ use super::super::port::{bind, bind_again};
 use super::account::{ACCOUNT, Account};
 use super::fault::{Failure, Faults};
 use super::journal::{Call, Journal, Outcome};
+use super::lie;
 use super::operation;
 use super::refusal::Refusal;
 use aws_sdk_kms::primitives::{DateTime, DateTimeFormat as Format};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -33,7 +34,7 @@ const TARGET_PREFIX: &str = "TrentService.";
 const REQUEST_MAX: usize = 1 << 20;
 const BACKLOG: u32 = 4096;
 
-type Body = UnsyncBoxBody<Bytes, io::Error>;
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// What the handle and the server share.
 pub(super) struct Shared {
@@ -220,6 +221,12 @@ async fn answer(shared: Arc<Shared>, socket: Arc<OwnedFd>, request: Request<Inco
         Some(Failure::Reset) => return Err(reset(&socket)),
         _ => {}
     }
+    if let Some(Failure::Flood(flood)) = failure {
+        return Ok(lie::flooded(
+            flood,
+            response(StatusCode::OK, &request_id, Empty::new().map_err(|never| match never {}).boxed_unsync()),
+        ));
+    }
     let answer = match failure.and_then(|failure| refused(failure, &op, key_id.as_deref())) {
         Some(refusal) => Err(refusal),
         None => authorized(&shared, &head.method, &head.headers)
@@ -233,7 +240,10 @@ async fn answer(shared: Arc<Shared>, socket: Arc<OwnedFd>, request: Request<Inco
         Ok(_) => Outcome::Succeeded,
         Err(refusal) => Outcome::Refused(refusal.code.to_owned()),
     });
-    let (status, body) = encoded(answer);
+    let (status, mut body) = encoded(answer);
+    if let Some(Failure::Lie(lie)) = failure {
+        body = lie::told(lie, &body);
+    }
     let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
     let mut response = response(status, &request_id, body);
     let ahead = shared.clock_ahead.load(Ordering::Relaxed);
@@ -253,7 +263,7 @@ fn refused(failure: Failure, op: &str, key_id: Option<&str>) -> Option<Refusal> 
         Failure::AccessDenied => Some(Refusal::access_denied(ACCOUNT, op, key_id)),
         Failure::ExpiredToken => Some(Refusal::expired_token()),
         Failure::UnrecognizedClient => Some(Refusal::unrecognized_client()),
-        Failure::Reset | Failure::ResetMidBody | Failure::Hang => None,
+        Failure::Reset | Failure::ResetMidBody | Failure::Hang | Failure::Lie(_) | Failure::Flood(_) => None,
     }
 }
 
