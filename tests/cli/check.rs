@@ -261,3 +261,26 @@ async fn serve_prints_what_to_paste_when_asked() {
     // The command that it ends with works as it is printed.
     run(&site, &["probe", "--socket", &endpoint]);
 }
+
+/// Following the advice changes nothing but who vouches: the key_id is the same, and the note is gone.
+#[test]
+fn an_alias_is_noted_with_the_arn_to_write_in_its_place() {
+    let aliases = |report: &serde_json::Value| -> Vec<serde_json::Value> {
+        let all = report["findings"].as_array().unwrap().iter();
+        all.filter(|f| f["what"].as_str().unwrap().contains("is an alias")).cloned().collect()
+    };
+    let mut site = Site::aws();
+    let by_alias = check(&site, "json").json();
+    let noted = aliases(&by_alias);
+    let arn = site.kms().key_arn(ALIAS);
+    assert_eq!((noted.len(), &noted[0]["severity"]), (1, &"note".into()), "{noted:?}");
+    assert!(noted[0]["what"].as_str().unwrap().contains("every key of its account and region vouches"), "{noted:?}");
+    assert!(noted[0]["remedy"].as_str().unwrap().contains(&format!("`key: {arn}`")), "{noted:?}");
+    let kek = |key: &str, url: &str| format!("{{aws: {{key: '{key}', region: eu-central-1, endpoint: '{url}'}}}}");
+    let url = site.kms().url();
+    site.set(&format!("kek: {}", kek(&arn, &url)));
+    let by_arn = check(&site, "json").json();
+    assert_eq!((aliases(&by_arn).len(), &by_arn["keyId"]), (0, &by_alias["keyId"]));
+    site.set(&format!("read: [{}]", kek(ALIAS, &url)));
+    assert_eq!(aliases(&check(&site, "json").json()).len(), 1);
+}

@@ -58,7 +58,8 @@ fn by_alias_the_keys_are_asked_for_and_named_and_wrapping_goes_through_the_alias
     site.set("kek: {aws: {key: alias/prod-cluster, region: eu-central-1, context: {cluster: prod}}}");
     let config = site.write_config();
     for kind in ["iam", "iam-drill"] {
-        for arguments in [&["--kind", kind, "--account", ACCOUNT][..], &["--kind", kind, "--account", ACCOUNT, "--key-arn", OTHER]]
+        for arguments in
+            [&["--kind", kind, "--account", ACCOUNT][..], &["--kind", kind, "--account", ACCOUNT, "--key-arn", OTHER]]
         {
             let refused = run(&config, arguments);
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -79,7 +80,9 @@ fn by_alias_the_keys_are_asked_for_and_named_and_wrapping_goes_through_the_alias
     assert!(both.iter().all(|s| s["Resource"] == json!([KEY, before])), "{both:#?}");
     let stray = run(&config, &["--kind", "iam", "--key-arn", KEY, "--key-arn", OTHER]);
     assert_eq!(stray.status.code(), Some(2));
-    for wrong in ["alias/x", "arn:aws:kms:eu-central-1:111122223333:alias/x", "arn:aws:kms:eu-central-1:111122223333:key/*"] {
+    for wrong in
+        ["alias/x", "arn:aws:kms:eu-central-1:111122223333:alias/x", "arn:aws:kms:eu-central-1:111122223333:key/*"]
+    {
         assert_eq!(run(&config, &["--kind", "iam", "--key-arn", wrong]).status.code(), Some(2), "{wrong}");
     }
     for text in [sample(&["--kind", "iam"]), sample(&["--kind", "iam-drill"])] {
