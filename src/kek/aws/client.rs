@@ -200,10 +200,10 @@ impl KmsClient {
         let dek = DekBytes::copy_from(&plaintext)
             .map_err(|_| unusable(&format!("{} bytes of plaintext", plaintext.len())))?;
         // It becomes part of the key_id: an invented one would make this node leave the true one for good.
-        let material = answer.key_material_id.unwrap_or_default();
-        if !material.is_empty() && !is_material_id(&material) {
+        if answer.key_material_id.as_deref().is_some_and(|id| !is_material_id(id)) {
             return Err(unusable("a key material id that is none"));
         }
+        let material = answer.key_material_id.unwrap_or_default();
         Ok(Answer { value: Decrypted { dek, material }, request_id })
     }
 
