@@ -212,6 +212,27 @@ fn every_path_that_a_comment_or_a_page_names_exists() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Who has a second try is known by name, and the names are those of tests.
+#[test]
+fn every_test_that_is_tried_twice_is_there_by_its_whole_name() {
+    let config = page(".config/nextest.toml");
+    let (mut second, mut named) = (0, 0);
+    for table in config.split("\n[[").skip(1) {
+        second += table.lines().filter(|l| l.starts_with("retries = ")).count();
+        let filter = table.split("'''").nth(1).unwrap();
+        for term in filter.split(" or ").map(str::trim) {
+            let name = term.strip_prefix("test(=").and_then(|t| t.strip_suffix(')'));
+            let name = name.unwrap_or_else(|| panic!("{term} may be more tests than one"));
+            let function = format!("fn {}(", name.rsplit("::").next().unwrap());
+            let is_there = |file: &String| file.ends_with(".rs") && page(file).contains(&function);
+            assert!(written().iter().any(is_there), "there is no {name}");
+            named += 1;
+        }
+    }
+    assert!(second == 1 && (1..=5).contains(&named), "{named} tests may be tried twice");
+    assert!(!config.split("\n[[").next().unwrap().contains("retries"), "a second try for all");
+}
+
 /// Documents that somebody had at hand and a reader of the repository has not.
 #[test]
 fn no_comment_cites_a_document_that_is_not_here() {
