@@ -78,7 +78,7 @@ fn no_job_that_can_write_builds_or_installs() {
             }
             may_write += 1;
             for builds in
-                ["cargo ", "make ", "buildx build", "docker build", "actions/checkout", "apt-get", "npm ", ".ci/"]
+                ["cargo ", "make ", "buildx build", "docker build ", "actions/checkout", "apt-get", "npm ", ".ci/"]
             {
                 assert!(!steps.contains(builds), "{name}: job {job} can write, and has {builds:?}");
             }
