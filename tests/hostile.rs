@@ -90,10 +90,11 @@ fn push(running: &Running, until: Instant, reads: bool, mut piece: impl FnMut(u3
 /// Runs `attack` in a thread while a good client calls, and judges.
 async fn under(name: &str, site: Site, attack: impl FnOnce(&Running, Instant) -> u64 + Send + 'static) {
     let running = std::sync::Arc::new(site.start().await);
-    let mut good = running.client().await;
+    let mut good = running.client_with(Duration::from_secs(30)).await;
     for _ in 0..20 {
         good.encrypt(seed(), uid()).await.unwrap();
     }
+    let mut beside = Beside::start().await;
     let (before, cpu) = (resident_kib(&running), cpu_ms(&running));
     let over = std::sync::Arc::new(AtomicBool::new(false));
     let amount = std::sync::Arc::new(AtomicU64::new(0));
@@ -105,7 +106,7 @@ async fn under(name: &str, site: Site, attack: impl FnOnce(&Running, Instant) ->
             over.store(true, Ordering::Relaxed);
         })
     };
-    let (mut beside, mut most) = (Beside::start().await, before);
+    let mut most = before;
     while !over.load(Ordering::Relaxed) || beside.len() < 100 {
         let both = async {
             let answer = good.status().await.unwrap_or_else(|e| panic!("{name}: Status: {e:?}\n{}", running.log()));
