@@ -8,7 +8,12 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build order image test e2e lint fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny drill presubmit clean
+# What is installed when it is not there, or there in another version.
+CARGO_DENY := 0.20.2
+CARGO_FUZZ := 0.13.2
+
+.PHONY: help run build order image test test-all e2e lint docs fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny advisories msrv drill \
+  presubmit release-ready clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,21 +54,26 @@ image: ## Build the container image, static and reproducible; needs docker (with
 	  exit 1; \
 	fi
 
-test: ## Run every test; installs what it needs; counts what it skips
+test: ## Run the tests that need no Go, no moto and nothing from apt (installs cargo-nextest when it is not there)
 	@CARGO="$(CARGO)" tests/run.sh
+
+test-all: ## Run every test, as CI does; installs what it needs
+	@CARGO="$(CARGO)" tests/run.sh all
 
 e2e: $(KUBE_KMS) ## Run under the kube-apiserver and etcd that are in the folder KUBEBUILDER_ASSETS; skipped when it is not set
 	@KUBE_KMS=$(KUBE_KMS) python3 tests/e2e/run.py
 
 lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --features bench-servers --bins -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@if command -v go > /dev/null; then cd tests/apiserver && test -z "$$(gofmt -l . | tee /dev/stderr)" && export CGO_ENABLED=0 && (cd driver && go vet . && \
 	  go vet -modfile=old.mod .) && cd extension && go vet .; else echo "no Go: tests/apiserver is not linted"; fi
 	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && test -z "$$(gofmt -l . | tee /dev/stderr)" && CGO_ENABLED=0 go vet .; fi
+
+docs: ## Build the documentation of the code, warnings denied
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 fmt: ## Format
 	$(CARGO) fmt --all
@@ -97,7 +107,7 @@ bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs
 	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
 
 fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a nightly compiler (installs cargo-fuzz when it is not there)
-	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked cargo-fuzz
+	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked --version $(CARGO_FUZZ) cargo-fuzz
 	@for target in tests/fuzz/fuzz_targets/*.rs; do name=$$(basename $$target .rs); mkdir -p tests/fuzz/found/$$name; \
 	  $(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$name tests/fuzz/found/$$name tests/fuzz/corpus/$$name -- \
 	  -max_total_time=$(or $(SECONDS),60) || exit 1; done
@@ -109,13 +119,25 @@ endif
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
-	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
+	@command -v cargo-deny > /dev/null || $(CARGO) install --locked --version $(CARGO_DENY) cargo-deny
 	$(CARGO) deny --all-features check bans licenses sources
+
+advisories: ## Known vulnerabilities in dependencies; fetches the database
+	@command -v cargo-deny > /dev/null || $(CARGO) install --locked --version $(CARGO_DENY) cargo-deny
+	$(CARGO) deny --all-features check advisories
+
+msrv: ## Build with the oldest compiler that is promised (rustup installs it)
+	@version=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); set -x; \
+	rustup toolchain install --profile minimal "$$version" && \
+	CARGO_TARGET_DIR=target/msrv rustup run "$$version" cargo check --locked --workspace --all-targets
 
 drill: $(KUBE_KMS) ## Rehearse a key rotation in a sandbox, on the `local` KEK, and test every claim of it (about a minute)
 	@$(KUBE_KMS) drill rehearse
 
-presubmit: lint test ## What a change must pass; ends with a clean tree
+release-ready: ## Whether this tree may be released: no placeholder; with TAG= also version, changelog and signature
+	@.ci/release-ready $(TAG)
+
+presubmit: lint docs test ## What a change must pass; ends with a clean tree
 	@git diff --exit-code --stat
 
 clean: ## Remove what was built; never the keyring under ./.kube-kms

@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .codec_path("crate::api::codec::SmallCodec")
         // Sorted, so that the additional data (a hash over sorted annotations) needs no sort of its own.
         .btree_map(".")
-        // SECURITY: these two carry a seed. They are wiped on drop and have no Debug of fields (src/grpc/api.rs writes one).
+        // SECURITY: these two carry a seed. They are wiped on drop and have no Debug of fields (src/api/mod.rs writes one).
         .type_attribute("v2.EncryptRequest", "#[derive(::zeroize::ZeroizeOnDrop, ::zeroize::Zeroize)]")
         .type_attribute("v2.DecryptResponse", "#[derive(::zeroize::ZeroizeOnDrop, ::zeroize::Zeroize)]")
         .skip_debug(["v2.EncryptRequest", "v2.DecryptResponse"])

@@ -1,9 +1,7 @@
 //! kube-kms: a Kubernetes KMS v2 encryption plugin.
 //!
-//! The folders are the architecture and the arrows point one way (`tests/architecture.rs` holds them):
-//! `main → cli → daemon → grpc transport client kek telemetry config → service → core`, with three leaves under all
-//! of them: [`memory`] (locked memory), [`durable`] (atomic files) and, for whoever wires things together, [`os`]
-//! (clock and entropy). Start reading at [`service::plugin`]; ARCHITECTURE.md has the map.
+//! The folders are the architecture and the arrows point one way: ARCHITECTURE.md, "Folders and arrows", has the map, and
+//! `tests/architecture.rs` holds it. Start reading at [`service::plugin`].
 
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects, reason = "in a test an overflow is a failure like any other"))]
 

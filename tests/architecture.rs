@@ -49,7 +49,7 @@ fn allowed(from: &str) -> Option<Vec<&'static str>> {
     })
 }
 
-/// `use super::super::x` in src/a/b.rs names `x` at the root.
+/// `use super::super::x` in the file of module a::b names `x` at the root.
 fn module_of(path: &str) -> Vec<&str> {
     let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
     if path == "lib" { Vec::new() } else { path.split('/').collect() }
@@ -129,7 +129,7 @@ fn violations(file: &str, text: &str) -> Vec<String> {
             wrong.push(format!("{file}: a path `crate::{{…}}` hides where it goes; one `use` for each module"));
             continue;
         };
-        // `super::super::X` in src/a/b.rs may name an item of lib.rs; there are none, so it is a module.
+        // `super::super::X` in the file of module a::b may name an item of lib.rs; there are none, so it is a module.
         if to != top && !may.contains(&to.as_str()) {
             wrong.push(format!("{file}: {top} → {to}"));
         }

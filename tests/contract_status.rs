@@ -1,5 +1,6 @@
 //! Conformance (docs/conformance.md): what Status promises, on the real binary and on both KEKs. Item numbers are in the names.
 
+use crate::support::beside::Beside;
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{bring_back, kek_calls, on_both_keks, rotate, take_away};
 use crate::support::site::{ALIAS, KekKind, Running, Site, sealed, uid};
@@ -134,36 +135,24 @@ async fn key_id_is_a_hash(mut site: Site) {
     }
 }
 
-/// Calls Status at this rate and returns how long each call took, shortest first.
-async fn poll(client: &mut KmsClient, times: u32, every: Duration) -> Vec<Duration> {
-    let mut ticks = tokio::time::interval(every);
-    let mut took = Vec::new();
-    for _ in 0..times {
-        ticks.tick().await;
-        let began = Instant::now();
-        assert_eq!(client.status().await.unwrap().healthz, "ok");
-        took.push(began.elapsed());
-    }
-    took.sort();
-    took
-}
-
-/// The call count is exact. The times are those of a test machine that does other things as well: the item's 10 ms hold
-/// for the median here, and for p99 where there is a core to be had (docs/benchmarks.md).
+/// The call count is exact. The item's 10 ms hold for the median, and 100 ms for p99, but for what the machine does.
 async fn a_minute_of_polling(mut site: Site) {
     site.set("probe: {interval: 10m}");
     let running = site.start().await;
     let mut client = running.client().await;
     let before = kek_calls(&site, &running).await;
     assert_eq!(before, 2, "one wrap and one unwrap for the first data key");
+    let mut beside = Beside::start().await;
     let began = Instant::now();
-    let took = poll(&mut client, 1200, Duration::from_millis(50)).await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(50));
+    for _ in 0..1200 {
+        ticks.tick().await;
+        assert_eq!(beside.time(client.status()).await.unwrap().healthz, "ok");
+    }
     assert!(began.elapsed() >= Duration::from_secs(59));
     assert_eq!(kek_calls(&site, &running).await, before);
-    let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
-    println!("item 26: median {median:?}, p99 {p99:?}, longest {:?}", took[took.len() - 1]);
-    assert!(median < Duration::from_millis(10), "median {median:?}");
-    assert!(p99 < Duration::from_millis(100), "p99 {p99:?}");
+    beside.assert_late_at_most("item 26", Duration::from_millis(10), 600);
+    beside.assert_late_at_most("item 26", Duration::from_millis(100), 11);
 }
 
 /// Both KEKs in the same minute.
@@ -180,7 +169,9 @@ async fn a_burst_of_polling(mut site: Site) {
     let began = Instant::now();
     let mut calls = 0;
     while began.elapsed() < Duration::from_secs(5) {
-        poll(&mut client, 100, Duration::from_micros(1)).await;
+        for _ in 0..100 {
+            assert_eq!(client.status().await.unwrap().healthz, "ok");
+        }
         calls += 100;
     }
     let cost = kek_calls(&site, &running).await - before;
@@ -191,18 +182,20 @@ async fn a_burst_of_polling(mut site: Site) {
     assert!(cost <= 2 * probes + 1, "{cost} KMS calls for {calls} Status calls in {:?}", began.elapsed());
 }
 
-/// Twenty calls: none waits for the KMS, which would take seconds, and all but what the machine delays are quick.
-async fn assert_from_memory(client: &mut KmsClient, running: &Running) {
-    let mut took = Vec::new();
+/// Twenty calls, while a call to the KMS hangs for ten seconds: who waited for it would lose against the client's timer of three.
+async fn assert_from_memory(client: &mut KmsClient, site: &Site, running: &Running) {
     for _ in 0..20 {
-        let began = Instant::now();
-        // The answer may be an error; it is about when it comes.
-        let _ = client.status().await;
-        took.push(began.elapsed());
+        assert!(site.kms().hung_calls() > 0, "nothing hangs any more");
+        // The answer may be an error; that it comes from the plugin is what counts.
+        if let Err(status) = client.status().await {
+            assert!(
+                ![Code::Cancelled, Code::DeadlineExceeded].contains(&status.code()),
+                "{status:?}\n{}",
+                running.log()
+            );
+        }
     }
-    took.sort();
-    assert!(took[17] < Duration::from_millis(100), "{took:?}\n{}", running.log());
-    assert!(took[19] < Duration::from_secs(1), "{took:?}\n{}", running.log());
+    assert!(site.kms().hung_calls() > 0, "it hung all the while");
 }
 
 /// A keyring file cannot hang: pipes are refused, and a disk that hangs needs a broken disk. Its reads are on threads of
@@ -215,7 +208,7 @@ async fn item_27_status_answers_from_memory_while_the_kms_hangs() {
     let running = site.spawn();
     let mut client = running.client().await;
     site.kms().until(|kms| kms.hung_calls() > 0).await;
-    assert_from_memory(&mut client, &running).await;
+    assert_from_memory(&mut client, &site, &running).await;
     assert_eq!(client.status().await.unwrap_err().code(), Code::Unavailable, "nothing is known yet");
     site.kms().heal(ANY);
     site.kms().release_hung();
@@ -225,7 +218,7 @@ async fn item_27_status_answers_from_memory_while_the_kms_hangs() {
     site.kms().fail_all(ANY, Failure::Hang);
     running.signal(rustix::process::Signal::HUP);
     site.kms().until(|kms| kms.hung_calls() > 0).await;
-    assert_from_memory(&mut client, &running).await;
+    assert_from_memory(&mut client, &site, &running).await;
     let answer = client.status().await.unwrap();
     assert_eq!((answer.healthz.as_str(), &answer.key_id), ("ok", &key_id));
     running.kill();
@@ -233,7 +226,7 @@ async fn item_27_status_answers_from_memory_while_the_kms_hangs() {
     let again = site.spawn();
     let mut client = again.client().await;
     site.kms().until(|kms| kms.hung_calls() > 0).await;
-    assert_from_memory(&mut client, &again).await;
+    assert_from_memory(&mut client, &site, &again).await;
     let answer = client.status().await.unwrap();
     assert_ne!(answer.healthz, "ok");
     assert_eq!(answer.key_id, key_id);

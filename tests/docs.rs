@@ -4,6 +4,7 @@
 //! A block that begins with ```sh try runs as it stands, in a folder that looks like a clone in which `make run` serves.
 
 use crate::support::site::{BINARY, Site};
+use kube_kms::config::{Change, KEYS};
 use kube_kms::core::fault::Reason;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,16 @@ fn pages() -> Vec<String> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let mut all: Vec<String> = docs.filter(|n| n.ends_with(".md")).map(|n| format!("docs/{n}")).collect();
     all.extend(
-        ["README.md", "ARCHITECTURE.md", "SECURITY.md", "tests/README.md", "benches/README.md"].map(str::to_owned),
+        [
+            "README.md",
+            "ARCHITECTURE.md",
+            "SECURITY.md",
+            "CONTRIBUTING.md",
+            "RELEASING.md",
+            "tests/README.md",
+            "benches/README.md",
+        ]
+        .map(str::to_owned),
     );
     assert!(all.len() > 12);
     all
@@ -81,14 +91,22 @@ fn every_reason_is_explained_with_its_code_and_phrase() {
     assert_eq!(rows.len(), Reason::ALL.len(), "a row of a reason that is none");
 }
 
+/// The page with `made` between the marks of that name.
+fn with_made(text: &str, mark: &str, made: &str) -> String {
+    let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->\n"));
+    let (before, rest) = text.split_once(&begin).unwrap();
+    let (_, after) = rest.split_once(&end).unwrap();
+    format!("{before}{begin}{made}{end}{after}")
+}
+
 /// `KUBE_KMS_BLESS=1` writes it anew.
 #[test]
 fn the_reference_of_the_configuration_has_the_table_of_the_code() {
     let text = page("docs/configuration.md");
-    let (before, rest) = text.split_once("<!-- keys -->\n").unwrap();
-    let (_, after) = rest.split_once("<!-- end of keys -->\n").unwrap();
-    let table = kube_kms::config::markdown();
-    let expected = format!("{before}<!-- keys -->\n{table}<!-- end of keys -->\n{after}");
+    let table = with_made(&text, "keys", &kube_kms::config::markdown());
+    let restart: Vec<String> =
+        KEYS.iter().filter(|k| k.change == Change::Restart).map(|k| format!("- `{}`\n", k.path)).collect();
+    let expected = with_made(&table, "keys that take a restart", &restart.concat());
     if std::env::var_os("KUBE_KMS_BLESS").is_some() {
         std::fs::write(root().join("docs/configuration.md"), &expected).unwrap();
         return;
@@ -97,6 +115,144 @@ fn the_reference_of_the_configuration_has_the_table_of_the_code() {
         assert_eq!(there, of_code, "docs/configuration.md is not what the code says; KUBE_KMS_BLESS=1 writes it");
     }
     assert_eq!(text.len(), expected.len(), "docs/configuration.md; KUBE_KMS_BLESS=1 writes it");
+}
+
+/// Elsewhere there is a link: two pages had lists of their own, and both were wrong.
+#[test]
+fn what_needs_a_restart_is_listed_once() {
+    for (name, link) in [("README.md", "docs/configuration.md"), ("docs/upgrade.md", "configuration.md")] {
+        assert!(page(name).contains(&format!("({link}#what-needs-a-restart)")), "{name}");
+        let lists = |line: &&str| line.contains("reload") && line.contains("`stateDir`");
+        assert_eq!(page(name).lines().find(lists), None, "{name}: a list of its own");
+    }
+}
+
+/// The numbers of a decision are those of the code.
+#[test]
+fn the_architecture_says_how_throttling_slows_unwraps_down() {
+    let pace = page("src/service/pace.rs");
+    let number = |name: &str| {
+        let line = pace.lines().find(|l| l.contains(&format!("const {name}:"))).unwrap();
+        line.split('=').nth(1).unwrap().chars().filter(|c| c.is_ascii_digit() || *c == '.').collect::<String>()
+    };
+    let says = format!("{} times as far apart", number("SLOWER"));
+    let recovers = format!("half as far after {} s of answers", number("HALF_LIFE"));
+    let decision = page("ARCHITECTURE.md");
+    assert!(decision.contains(&says) && decision.contains(&recovers), "{says}; {recovers}");
+}
+
+/// Folders of the repository, as a comment or a page names a path from its root.
+const FOLDERS: [&str; 6] = ["src/", "tests/", "docs/", "benches/", "deploy/", "proto/"];
+
+/// Every file that people write, by its path from the root, but for what is not ours to word: inputs of the fuzzer, locks.
+fn written() -> Vec<String> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            let skipped = ["target", ".git", ".kube-kms", ".venv", "corpus", "found", "artifacts"];
+            if entry.file_type().unwrap().is_dir() {
+                if !skipped.contains(&name.as_str()) {
+                    walk(&entry.path(), found);
+                }
+            } else {
+                found.push(entry.path());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root(), &mut found);
+    let kinds = ["rs", "md", "toml", "py", "sh", "yml", "yaml", "go", "proto"];
+    let named = ["Makefile", "Containerfile", "run"];
+    let ours = |path: &&PathBuf| {
+        path.extension().is_some_and(|e| kinds.contains(&e.to_str().unwrap()))
+            || named.contains(&path.file_name().unwrap().to_str().unwrap())
+    };
+    let from_root = |path: &PathBuf| path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+    found.iter().filter(ours).map(from_root).collect()
+}
+
+/// What of a line is for people: all of it in a page, the comment elsewhere.
+fn prose<'a>(file: &str, line: &'a str) -> &'a str {
+    let mark = match file.rsplit('.').next() {
+        Some("md") => return line,
+        Some("rs" | "go" | "proto") => "//",
+        _ => "#",
+    };
+    line.find(mark).map_or("", |at| &line[at..])
+}
+
+/// The paths in a line, each as far as it has no wildcard.
+fn paths_in(line: &str) -> Vec<&str> {
+    let part = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+    line.split(|c: char| !part(c))
+        .filter(|word| FOLDERS.iter().any(|folder| word.starts_with(folder)))
+        .map(|word| word.trim_end_matches(['.', '-', '_']))
+        .collect()
+}
+
+#[test]
+fn every_path_that_a_comment_or_a_page_names_exists() {
+    assert_eq!(paths_in("(see src/lib.rs, `docs/*.md`; https://x.y/src/z, a/tests/b)"), ["src/lib.rs", "docs/"]);
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for file in written() {
+        let text = page(&file);
+        for (number, line) in text.lines().enumerate() {
+            // What a `{}` or a `*` stands for within a name is anything.
+            for path in paths_in(prose(&file, line)) {
+                let ends = line.find(path).map(|at| &line[at + path.len()..]).unwrap_or_default();
+                let path = if ends.starts_with(['{', '*', '_', '-']) { path.rsplit_once('/').unwrap().0 } else { path };
+                seen += 1;
+                if !root().join(path).exists() {
+                    wrong.push(format!("{file}:{}: {path}", number + 1));
+                }
+            }
+        }
+    }
+    assert!(seen > 200, "only {seen} paths found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Who has a second try is known by name, and the names are those of tests.
+#[test]
+fn every_test_that_is_tried_twice_is_there_by_its_whole_name() {
+    let config = page(".config/nextest.toml");
+    let (mut second, mut named) = (0, 0);
+    for table in config.split("\n[[").skip(1) {
+        second += table.lines().filter(|l| l.starts_with("retries = ")).count();
+        let filter = table.split("'''").nth(1).unwrap();
+        for term in filter.split(" or ").map(str::trim) {
+            let name = term.strip_prefix("test(=").and_then(|t| t.strip_suffix(')'));
+            let name = name.unwrap_or_else(|| panic!("{term} may be more tests than one"));
+            let function = format!("fn {}(", name.rsplit("::").next().unwrap());
+            let is_there = |file: &String| file.ends_with(".rs") && page(file).contains(&function);
+            assert!(written().iter().any(is_there), "there is no {name}");
+            named += 1;
+        }
+    }
+    assert!(second == 1 && (1..=5).contains(&named), "{named} tests may be tried twice");
+    assert!(!config.split("\n[[").next().unwrap().contains("retries"), "a second try for all");
+}
+
+/// Documents that somebody had at hand and a reader of the repository has not.
+#[test]
+fn no_comment_cites_a_document_that_is_not_here() {
+    let mut wrong = Vec::new();
+    for file in written() {
+        for (number, line) in page(&file).lines().enumerate() {
+            let text = prose(&file, line);
+            let cites = text.contains("(design:")
+                || text.split_once("SPEC:").is_some_and(|(_, of)| {
+                    of.split([';', '.', ' ']).collect::<Vec<_>>().windows(2).any(|pair| {
+                        pair[0] == "design"
+                            || pair[0] == "contract" && pair[1].starts_with(|c: char| c.is_ascii_digit())
+                    })
+                });
+            if cites && file != "tests/docs.rs" {
+                wrong.push(format!("{file}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// `kube-kms word` in code, over all pages.

@@ -47,6 +47,7 @@ mod manifests;
 mod process;
 mod properties;
 mod recovery;
+mod release;
 mod rotation_seen;
 mod scale_doc;
 mod scan;

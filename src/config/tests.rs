@@ -43,7 +43,7 @@ fn at(path: &str, value: &str) -> String {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_design() {
+fn the_defaults_are_these() {
     let expected = Config {
         listen: Listen { socket: "/run/kube-kms/kms.sock".to_owned(), mode: 0o600, allow_uids: None },
         kek: KekConfig::Local(LocalKekConfig { keyring: PathBuf::from("/k"), context: BTreeMap::new() }),

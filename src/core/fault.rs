@@ -88,7 +88,7 @@ impl Class {
         }
     }
 
-    /// The exit status of a command that ends with a fault of this class (design: 0 done, 1 failed, 3 configuration,
+    /// The exit status of a command that ends with a fault of this class (0 done, 1 failed, 3 configuration,
     /// 4 unreachable, 5 refused, 6 verification failed).
     #[must_use]
     pub const fn exit_status(self) -> u8 {

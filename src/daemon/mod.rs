@@ -133,7 +133,7 @@ pub fn run(options: &Options, on_ready: Option<OnReady>) -> Result<(), StartErro
         Some(uids) => AllowedUids::parse(uids.clone())?,
         None => AllowedUids::default(),
     };
-    // One thread for requests: fewer wake-ups and no contention (docs/benchmarks.md). KEK files and fsync use blocking threads.
+    // One thread for requests: fewer wake-ups and no contention (ARCHITECTURE.md, decision 10). KEK files and fsync use blocking threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_park(logging.at_rest())

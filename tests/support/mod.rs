@@ -4,6 +4,7 @@
 pub mod apiserver_go;
 pub mod apiserver_whole;
 pub mod bad_plugin;
+pub mod beside;
 pub mod bolt_file;
 pub mod canary;
 pub mod collector;

@@ -1,7 +1,7 @@
 //! How a test says that it did not run.
 //!
 //! Guarantees: one line on stderr that CI can grep, `SKIPPED: <test>: <reason>`, and one line in
-//! `target/tests-skipped.txt` that CI can count. The line is one append, so parallel tests never mix theirs and a file
+//! `target/tests-skipped.txt`, `<test>: <reason>`, that CI can judge. The line is one append, so parallel tests never mix theirs and a file
 //! that someone truncates meanwhile stays well-formed. Refuses to know why a tier is missing: the caller says it.
 
 use std::fs::OpenOptions;
@@ -23,7 +23,7 @@ pub fn skipped(test: &str, reason: &str) {
         .create(true)
         .append(true)
         .open(&path)
-        .and_then(|mut file| file.write_all(format!("{test}\n").as_bytes()));
+        .and_then(|mut file| file.write_all(format!("{test}: {reason}\n").as_bytes()));
     if let Err(error) = written {
         eprintln!("SKIPPED: {test}: not counted in {}: {error}", path.display());
     }

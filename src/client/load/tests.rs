@@ -97,14 +97,15 @@ const fn quick() -> Known {
 
 #[tokio::test]
 async fn a_plugin_that_stalls_is_charged_for_every_call_that_should_have_been_sent() {
-    // 300 ms of silence at 500 calls a second: 150 calls wait, one after the other 2 ms less.
-    let (_dir, socket) = serve(Known { stall_at: 250, stall: Duration::from_millis(300), ..quick() });
-    let open = measured(&plan(socket, Pace::PerSecond(500.0), "encrypt=1")).await;
+    // 300 ms of silence at 100 calls a second: 30 calls wait, one after the other 10 ms less.
+    let (_dir, socket) = serve(Known { stall_at: 50, stall: Duration::from_millis(300), ..quick() });
+    let open = measured(&plan(socket, Pace::PerSecond(100.0), "encrypt=1")).await;
     let encrypt = line(&open, Rpc::Encrypt);
-    assert!((250..=600).contains(&encrypt.served()), "{} calls", encrypt.served());
+    // What was due before the stall at least; the rest is the machine's.
+    assert!((40..=120).contains(&encrypt.served()), "{} calls", encrypt.served());
     assert_eq!(encrypt.failed(), 0);
     assert!(encrypt.max() >= Duration::from_millis(290), "{:?}", encrypt.max());
-    // A third of all calls were due during the stall; without the correction it would be one call of 500.
+    // A third of all calls were due during the stall; without the correction it would be one call of 100.
     assert!(encrypt.quantile(0.85) >= Duration::from_millis(80), "{:?}", encrypt.quantile(0.85));
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a [`KeyName`] is one of the four forms that Encrypt takes; a [`KeyArn`] is the ARN of a key, never of an
 //! alias. Refuses to know: the network; whether such a key exists.
-//! SPEC: AWS KMS Developer Guide, "Key identifiers (KeyId)"; design, "Which KEK may unwrap".
+//! SPEC: AWS KMS Developer Guide, "Key identifiers (KeyId)"; docs/format.md.
 
 use super::settings::SettingsError;
 use crate::core::aws_partition::partition_of;

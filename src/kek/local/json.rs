@@ -154,7 +154,8 @@ pub(super) fn parse(content: &[u8]) -> Result<Keyring, ContentProblem> {
     if content.is_empty() {
         return Err(ContentProblem::Empty);
     }
-    // SECURITY: serde_json copies a string with an escape into a buffer of its own, which nobody wipes.
+    // SECURITY: serde_json copies a string with an escape into a buffer of its own. The allocator of the binary wipes that one
+    // when it is freed; the material is then in memory once more than it has to be, so it is refused.
     if content.contains(&b'\\') {
         return Err(ContentProblem::Escape);
     }
