@@ -307,7 +307,7 @@ impl Plugin {
     fn may_serve_expired(&self, fault: &Fault) -> bool {
         match fault.class() {
             class if class.is_transient() => true,
-            Class::KekDenied => self.settings().policy.on_denied == OnDenied::Coast,
+            Class::KekDenied => self.settings().policy.on_denied != OnDenied::Revoke,
             _ => false,
         }
     }
