@@ -174,7 +174,7 @@ fn the_two_commands_of_the_readme_are_there() {
 #[test]
 fn the_pages_give_the_times_that_the_code_bounds() {
     use kube_kms::core::health::noticed_within;
-    use kube_kms::service::supervisor::rotation_seen_within;
+    use kube_kms::service::rhythm::rotation_seen_within;
     use std::time::Duration;
     let config = kube_kms::config::parse("kek: {local: {keyring: /k}}").unwrap().settings;
     let (interval, timeout) = (config.probe_interval, config.probe_timeout);

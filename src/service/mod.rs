@@ -17,6 +17,7 @@ pub mod prepare;
 #[cfg(test)]
 mod probe_fixture;
 pub mod recovery;
+pub mod rhythm;
 pub mod saver;
 pub mod settings;
 pub mod snapshot;

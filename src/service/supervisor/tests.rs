@@ -7,6 +7,8 @@ use crate::service::decrypt::DecryptInput;
 use crate::service::peer::Session;
 use crate::service::plugin::Encrypted;
 use crate::service::probe_fixture::{HandClock, Remembering, ScriptedKek, entry, key_id_of, plugin};
+use crate::service::rhythm::rotation_seen_within;
+use crate::service::saver::PATIENCE;
 use crate::service::saver::tests::ScriptedDisk;
 use crate::service::state_file::StateFile;
 use crate::service::write_state::tests::settings;
