@@ -325,3 +325,24 @@ fn the_two_commands_of_the_readme_are_there() {
         assert!(makefile.contains(&format!("\n{target}: ")), "make {target}");
     }
 }
+
+/// Rounded up to the second, with the defaults and with a KMS that answers at once.
+#[test]
+fn the_pages_give_the_times_that_the_code_bounds() {
+    use kube_kms::core::health::noticed_within;
+    use kube_kms::service::rhythm::rotation_seen_within;
+    use std::time::Duration;
+    let config = kube_kms::config::parse("kek: {local: {keyring: /k}}").unwrap().settings;
+    let (interval, timeout) = (config.probe_interval, config.probe_timeout);
+    let seconds = |time: Duration| format!("within {} s", time.as_secs_f64().ceil());
+    let noticed = |timeout| seconds(noticed_within(interval, timeout, config.policy.confirmations));
+    for name in ["SECURITY.md", "docs/failure-modes.md"] {
+        assert!(page(name).contains(&noticed(timeout)), "{name}: {}", noticed(timeout));
+    }
+    let at_once = noticed(Duration::ZERO).replace("within ", "");
+    assert!(page("SECURITY.md").contains(&format!("({at_once} when the KMS answers at once)")), "{at_once}");
+    let most = rotation_seen_within(interval, timeout, config.observations).as_secs_f64().ceil();
+    let at_once = (interval + Duration::from_secs(2) * (config.observations - 1)).mul_f64(1.1);
+    let expected = format!("{} when the KMS answers at once, {most} s at most", seconds(at_once));
+    assert!(page("docs/rotation.md").contains(&expected), "{expected}");
+}

@@ -8,5 +8,6 @@ mod peer;
 mod reload;
 mod sandbox;
 mod service_manager;
+mod stalling_disk;
 mod stranger;
 mod take_over;

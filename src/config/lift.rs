@@ -183,8 +183,8 @@ fn settings(root: &Section<'_>) -> Option<Settings> {
 
 fn policy(outage: &Section<'_>, confirmations: Option<u32>) -> Option<Policy> {
     let grace = outage.duration("grace");
-    let on_denied =
-        outage.choice("onDenied", OnDenied::Coast, &[("coast", OnDenied::Coast), ("revoke", OnDenied::Revoke)]);
+    let words = [("coast", OnDenied::Coast), ("revoke", OnDenied::Revoke)];
+    let on_denied = outage.choice_or_duration("onDenied", OnDenied::Coast, &words, OnDenied::CoastFor);
     let on_unusable =
         outage.choice("onUnusable", OnUnusable::Coast, &[("coast", OnUnusable::Coast), ("revoke", OnUnusable::Revoke)]);
     let stop_after = if !outage.has("stopAfter") || outage.is_word("stopAfter", "never") {

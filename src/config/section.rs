@@ -189,9 +189,13 @@ impl<'a> Section<'a> {
 
     /// One of a few words.
     pub(super) fn choice<T: Copy>(&self, name: &str, default: T, choices: &[(&str, T)]) -> T {
+        self.choice_or(name, default, choices, None)
+    }
+
+    fn choice_or<T: Copy>(&self, name: &str, default: T, choices: &[(&str, T)], more: Option<&str>) -> T {
         let Some(value) = self.value(name) else { return default };
         let words = choices.iter().map(|(word, _)| *word);
-        let listed = words.clone().collect::<Vec<_>>().join(" or ");
+        let listed = words.clone().chain(more).collect::<Vec<_>>().join(" or ");
         let Value::String(text) = value else {
             self.wrong(name, &listed, value, "");
             return default;
@@ -202,6 +206,21 @@ impl<'a> Section<'a> {
         let hint = nearest(text, words).map(|word| format!("did you mean `{word}`?")).unwrap_or_default();
         self.problem(name, format!("is not {listed}"), hint);
         default
+    }
+
+    /// One of a few words, or a duration within the bounds of the table.
+    pub(super) fn choice_or_duration<T: Copy>(
+        &self,
+        name: &str,
+        default: T,
+        choices: &[(&str, T)],
+        make: impl FnOnce(Duration) -> T,
+    ) -> T {
+        let is_duration = |text: &str| humantime::parse_duration(text).is_ok();
+        match self.value(name).and_then(Value::as_str) {
+            Some(text) if is_duration(text) => self.duration(name).map_or(default, make),
+            _ => self.choice_or(name, default, choices, Some("a duration")),
+        }
     }
 
     /// Whether the key is there and has this word.

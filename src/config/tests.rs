@@ -241,8 +241,9 @@ fn wrong_types_say_what_is_expected_and_what_was_found() {
         ("recovery: {breakGlass: 1}", "recovery.breakGlass: expected true or false, found a number"),
         ("recovery: {keks: [{}]}", "recovery.keks[0]: names no KEK; "),
         ("otlp: {endpoint: 'collector:4317'}", "otlp.endpoint: is not a URL of http or https; such as "),
-        ("outage: {onDenied: coats}", "outage.onDenied: is not coast or revoke; did you mean `coast`?"),
-        ("outage: {onDenied: true}", "outage.onDenied: expected coast or revoke, found true or false"),
+        ("outage: {onDenied: coats}", "outage.onDenied: is not coast or revoke or a duration; did you mean `coast`?"),
+        ("outage: {onDenied: true}", "outage.onDenied: expected coast or revoke or a duration, found true or false"),
+        ("outage: {onDenied: 24}", "outage.onDenied: expected coast or revoke or a duration, found a number"),
         ("outage: {stopAfter: forever}", "outage.stopAfter: is not a duration; "),
         ("http: {listen: 'localhost:9464'}", "http.listen: is not an IP address and port; "),
         ("log: {level: verbose}", "log.level: is not error or warn or info or debug or trace"),
@@ -298,6 +299,7 @@ fn every_bound_is_taken_and_what_is_beyond_is_refused() {
         ("revocation.confirmations", ["1", "10"], ["0", "11"]),
         ("outage.grace", ["0s", "365d"], ["366d", "1000000000000000000000d"]),
         ("outage.stopAfter", ["1h", "365d"], ["59m", "366d"]),
+        ("outage.onDenied", ["1m", "365d"], ["59s", "366d"]),
     ] {
         for value in taken {
             assert!(parse(&at(path, value)).is_ok(), "{path} {value}: {:?}", parse(&at(path, value)));
@@ -306,6 +308,18 @@ fn every_bound_is_taken_and_what_is_beyond_is_refused() {
             let error = parse(&at(path, value)).unwrap_err();
             assert_eq!(error.problems().first().unwrap().path, path, "{value}");
         }
+    }
+}
+
+#[test]
+fn a_denial_coasts_revokes_or_does_the_one_for_so_long_and_then_the_other() {
+    for (text, expected) in [
+        ("coast", OnDenied::Coast),
+        ("revoke", OnDenied::Revoke),
+        ("24h", OnDenied::CoastFor(Duration::from_secs(86_400))),
+    ] {
+        let config = with(&format!("outage: {{onDenied: {text}}}")).unwrap();
+        assert_eq!(config.settings.policy.on_denied, expected, "{text}");
     }
 }
 

@@ -9,6 +9,18 @@ use crate::core::fault::{Class, Fault, Reason};
 use crate::core::port::Moment;
 use std::time::Duration;
 
+/// Pauses between probes vary by a tenth, so that nodes that were started together do not ask together.
+pub const JITTER_LEAST: f64 = 0.9;
+/// See [`JITTER_LEAST`].
+pub const JITTER_MOST: f64 = 1.1;
+
+/// The pause before a counted answer is asked for again: some seconds, so that a moment of nonsense wipes nothing.
+pub const CONFIRM_AFTER: Duration = Duration::from_secs(5);
+/// Two answers that are closer together count once: that pause less its jitter.
+const COUNTS_AFTER: Duration = Duration::from_millis(4400);
+/// Dead answers without a proof after which one counts all the same: a verdict may be late, and not be put off for ever.
+const UNPROVEN_MAX: u32 = 10;
+
 /// What to do when the KMS denies us (policy or credentials).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDenied {
@@ -16,6 +28,8 @@ pub enum OnDenied {
     Coast,
     /// As if the KEK were disabled: a revoked grant is meant.
     Revoke,
+    /// The first for so much time of denial without a good probe, then the second.
+    CoastFor(Duration),
 }
 
 /// What to do when the KMS answers and the KEK cannot be used: its key store is away, or its state is not told.
@@ -57,10 +71,38 @@ impl Policy {
     }
 }
 
+/// What a failed probe says of the KEK that our data key is under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Testimony {
+    /// It unwraps our data key: what is wrong is wrong elsewhere.
+    Alive,
+    /// It is dead.
+    Dead,
+    /// It denies us. It may be dead as well: a KMS looks at the caller's rights first.
+    Denied,
+    /// What wraps is dead, and whether it is ours nobody answered.
+    Unproven,
+    /// Nothing.
+    Silent,
+}
+
+impl Testimony {
+    /// What a failure says by itself, to an operator with this policy.
+    #[must_use]
+    pub fn of(reason: Reason, policy: &Policy) -> Self {
+        match reason.class() {
+            _ if policy.is_dead(reason) => Self::Dead,
+            Class::KekDenied => Self::Denied,
+            _ => Self::Silent,
+        }
+    }
+}
+
 /// What the probes of the writing KEK have said so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     last_good: Option<Moment>,
+    refused: Option<Reason>,
     trouble: Option<Trouble>,
 }
 
@@ -69,7 +111,14 @@ struct Trouble {
     reason: Reason,
     since: Moment,
     failures: u32,
-    final_in_a_row: u32,
+    /// Answers that count towards revocation, and when the last one came.
+    counted: u32,
+    counted_at: Moment,
+    /// Dead answers without a proof since the last proof of life.
+    unproven: u32,
+    /// Time between denials that followed each other, and when the last answer was one.
+    denied_for: Duration,
+    denied_at: Option<Moment>,
     revoked: Option<Reason>,
 }
 
@@ -77,29 +126,62 @@ impl Record {
     /// After a probe that went well: whatever was wrong is over, revocation included.
     #[must_use]
     pub const fn after_success(now: Moment) -> Self {
-        Self { last_good: Some(now), trouble: None }
+        Self { last_good: Some(now), refused: None, trouble: None }
     }
 
-    /// After a probe that failed. Only answers that say *dead* count towards revocation, and any other answer between
-    /// them starts the count again; once revoked it stays so until a probe succeeds.
+    /// After a probe that went well but for its outcome, which is refused for this reason: the KEK is well, and the rest is
+    /// the operator's to settle.
     #[must_use]
-    pub fn after_failure(&self, reason: Reason, now: Moment, policy: &Policy) -> Self {
-        let before = self.trouble.as_ref();
-        let is_final = policy.is_final(reason);
-        let final_in_a_row = if is_final { before.map_or(0, |t| t.final_in_a_row).saturating_add(1) } else { 0 };
-        let revoked = before
-            .and_then(|t| t.revoked)
-            .or_else(|| (is_final && final_in_a_row >= policy.confirmations).then_some(reason));
-        Self {
-            last_good: self.last_good,
-            trouble: Some(Trouble {
-                reason,
-                since: before.map_or(now, |t| t.since),
-                failures: before.map_or(0, |t| t.failures).saturating_add(1),
-                final_in_a_row,
-                revoked,
-            }),
+    pub const fn after_refusal(reason: Reason, now: Moment) -> Self {
+        Self { last_good: Some(now), refused: Some(reason), trouble: None }
+    }
+
+    /// After a probe that failed. What counts towards revocation: *dead*; *denied* after it, or when the policy says so; and
+    /// *dead* without a proof, after some of them. Answers that say nothing of the KEK neither count nor start the count
+    /// again; a good one and a proof of life do. Once revoked it stays so until a probe succeeds.
+    #[must_use]
+    pub fn after_failure(&self, reason: Reason, says: Testimony, now: Moment, policy: &Policy) -> Self {
+        let first = Trouble {
+            reason,
+            since: now,
+            failures: 0,
+            counted: 0,
+            counted_at: now,
+            unproven: 0,
+            denied_for: Duration::ZERO,
+            denied_at: None,
+            revoked: None,
+        };
+        let mut t = self.trouble.clone().unwrap_or(first);
+        t.reason = reason;
+        t.failures = t.failures.saturating_add(1);
+        if says == Testimony::Denied {
+            let since_last = t.denied_at.map_or(Duration::ZERO, |last| now.since(last));
+            t.denied_for = t.denied_for.saturating_add(since_last);
         }
+        t.denied_at = (says == Testimony::Denied).then_some(now);
+        if says == Testimony::Unproven {
+            t.unproven = t.unproven.saturating_add(1);
+        }
+        let counts = match says {
+            Testimony::Dead => true,
+            Testimony::Denied => match policy.on_denied {
+                OnDenied::Revoke => true,
+                OnDenied::Coast => t.counted > 0,
+                OnDenied::CoastFor(limit) => t.counted > 0 || t.denied_for >= limit,
+            },
+            Testimony::Unproven => t.unproven >= UNPROVEN_MAX,
+            Testimony::Alive | Testimony::Silent => false,
+        };
+        if says == Testimony::Alive {
+            (t.counted, t.unproven) = (0, 0);
+        } else if counts && (t.counted == 0 || now.since(t.counted_at) >= COUNTS_AFTER) {
+            (t.counted, t.counted_at) = (t.counted.saturating_add(1), now);
+        }
+        if counts && t.counted >= policy.confirmations {
+            t.revoked = t.revoked.or(Some(reason));
+        }
+        Self { last_good: self.last_good, refused: None, trouble: Some(t) }
     }
 
     /// When a probe last went well.
@@ -108,10 +190,28 @@ impl Record {
         self.last_good
     }
 
+    /// When what is wrong now began: the last good probe, or without one the first that failed.
+    #[must_use]
+    pub fn began(&self) -> Option<Moment> {
+        self.trouble.as_ref().map(|t| self.last_good.unwrap_or(t.since))
+    }
+
     /// Why the last probe failed, if it did.
     #[must_use]
     pub fn trouble(&self) -> Option<Reason> {
         self.trouble.as_ref().map(|t| t.reason)
+    }
+
+    /// Why the outcome of the last probe is refused, if it is.
+    #[must_use]
+    pub const fn refused(&self) -> Option<Reason> {
+        self.refused
+    }
+
+    /// Whether an answer has counted towards revocation and more are asked for.
+    #[must_use]
+    pub fn is_to_be_confirmed(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|t| t.counted > 0 && t.revoked.is_none())
     }
 
     /// Failed probes in a row.
@@ -227,7 +327,7 @@ impl State {
                 healthz: format!("starting: {}", because.map_or("no data key yet", Reason::label)),
             },
             Self::Degraded { because, age } => {
-                StatusRule::Answer { healthz: format!("{because} for {} min, serving from memory", age.as_secs() / 60) }
+                StatusRule::Answer { healthz: format!("{because} for {}, serving from memory", in_words(*age)) }
             }
             Self::Stopped { because, .. } => {
                 StatusRule::Fail(Fault::new(Reason::OutageTooLong).with_detail(Some(*because)))
@@ -267,6 +367,13 @@ impl State {
     }
 }
 
+fn in_words(age: Duration) -> String {
+    match age.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds / 60),
+    }
+}
+
 /// The failure policy.
 #[must_use]
 pub fn judge(record: &Record, holdings: Holdings, policy: &Policy, now: Moment) -> State {
@@ -275,7 +382,7 @@ pub fn judge(record: &Record, holdings: Holdings, policy: &Policy, now: Moment) 
         return State::Revoked { because };
     }
     if !holdings.write_state {
-        let because = trouble.map(|t| t.reason);
+        let because = trouble.map(|t| t.reason).or(record.refused);
         return if holdings.known_key_id { State::StartingKnown { because } } else { State::Starting { because } };
     }
     let Some(trouble) = trouble else { return State::Ready };
@@ -287,6 +394,24 @@ pub fn judge(record: &Record, holdings: Holdings, policy: &Policy, now: Moment) 
         _ if age < policy.grace => State::Coasting { because, age },
         _ => State::Degraded { because, age },
     }
+}
+
+/// How long until [`judge`] says another thing without another probe: the end of the grace, then `stopAfter`.
+#[must_use]
+pub fn next_change(record: &Record, policy: &Policy, now: Moment) -> Option<Duration> {
+    let age = now.since(record.began()?);
+    let ahead = |limit: Duration| limit.checked_sub(age).filter(|left| !left.is_zero());
+    [ahead(policy.grace), policy.stop_after.and_then(ahead)].into_iter().flatten().min()
+}
+
+/// The longest time from the disabling of a KEK until Status fails, by the settings alone: the probe that has just begun is
+/// answered, the next one comes an interval later, and each answer that confirms it some seconds after the one before.
+#[must_use]
+pub fn noticed_within(interval: Duration, timeout: Duration, confirmations: u32) -> Duration {
+    let apart = CONFIRM_AFTER.saturating_mul(confirmations.saturating_sub(1));
+    // Two calls for each answer: the wrap, and the proof by the unwrap of our own data key. One for the probe before.
+    let calls = timeout.saturating_mul(confirmations.saturating_mul(2).saturating_add(1));
+    interval.saturating_add(apart).mul_f64(JITTER_MOST).saturating_add(calls)
 }
 
 #[cfg(test)]
@@ -311,7 +436,7 @@ mod tests {
     /// A good probe at minute 0, then failures at the given minutes.
     fn record(failures: &[(u64, Reason)], policy: &Policy) -> Record {
         failures.iter().fold(Record::after_success(Moment(0)), |r, (minute, reason)| {
-            r.after_failure(*reason, Moment(minute * MINUTE), policy)
+            r.after_failure(*reason, Testimony::of(*reason, policy), Moment(minute * MINUTE), policy)
         })
     }
 
@@ -340,7 +465,7 @@ mod tests {
                             expected,
                             "{reason} once, minute {minute}"
                         );
-                        let twice = record(&[(1, reason), (1, reason)], &policy);
+                        let twice = record(&[(0, reason), (1, reason)], &policy);
                         let expected = if is_final { "revoked" } else { expected };
                         assert_eq!(
                             judge(&twice, BOTH, &policy, now).label(),
@@ -376,18 +501,97 @@ mod tests {
         }
     }
 
+    /// Plays answers a minute apart, and returns after which of them, counted from 1, it is revoked.
+    fn revoked_at(answers: &[Testimony], policy: &Policy) -> Option<usize> {
+        let mut record = Record::after_success(Moment(0));
+        (1..).zip(answers).find_map(|(nth, says)| {
+            let now = Moment(u64::try_from(nth).unwrap() * MINUTE);
+            record = record.after_failure(Reason::KekDisabled, *says, now, policy);
+            matches!(judge(&record, BOTH, policy, now), State::Revoked { .. }).then_some(nth)
+        })
+    }
+
     #[test]
-    fn one_answer_that_says_dead_does_not_revoke_and_another_answer_between_starts_the_count_again() {
+    fn what_counts_towards_revocation_and_what_starts_the_count_again() {
+        use Testimony::{Alive, Dead, Denied, Silent, Unproven};
+        let hours = |n: u64| OnDenied::CoastFor(Duration::from_secs(n * 3600));
+        let late = |n: usize| (vec![Silent; n], vec![Denied; n]);
+        let rows: Vec<(Vec<Testimony>, OnDenied, Option<usize>)> = vec![
+            (vec![Dead], OnDenied::Coast, None),
+            (vec![Dead, Dead], OnDenied::Coast, Some(2)),
+            (vec![Dead, Denied], OnDenied::Coast, Some(2)),
+            (vec![Denied, Dead, Denied], OnDenied::Coast, Some(3)),
+            (vec![Dead, Silent, Silent, Dead], OnDenied::Coast, Some(4)),
+            (vec![Dead, Silent, Denied], OnDenied::Coast, Some(3)),
+            (vec![Dead, Alive, Dead], OnDenied::Coast, None),
+            (vec![Dead, Alive, Denied, Denied], OnDenied::Coast, None),
+            (vec![Denied; 200], OnDenied::Coast, None),
+            (late(200).0, OnDenied::Revoke, None),
+            (vec![Denied, Denied], OnDenied::Revoke, Some(2)),
+            (vec![Denied, Silent, Dead], OnDenied::Revoke, Some(3)),
+            // An hour of denial is over with the 61st answer, and the 62nd confirms it.
+            (vec![Denied; 100], hours(1), Some(62)),
+            ([vec![Denied; 30], vec![Silent; 500], vec![Denied; 29]].concat(), hours(1), None),
+            ([vec![Denied; 30], vec![Silent; 500], vec![Denied; 60]].concat(), hours(1), Some(30 + 500 + 33)),
+            (vec![Dead, Denied], hours(1), Some(2)),
+            (vec![Unproven; 9], OnDenied::Coast, None),
+            (vec![Unproven; 20], OnDenied::Coast, Some(11)),
+            (vec![Unproven, Silent, Unproven, Alive], OnDenied::Coast, None),
+            (vec![Alive; 200], OnDenied::Revoke, None),
+        ];
+        for (answers, on_denied, expected) in rows {
+            assert_eq!(revoked_at(&answers, &policy(on_denied, None)), expected, "{answers:?} {on_denied:?}");
+        }
+        let three = Policy { confirmations: 3, ..policy(OnDenied::Coast, None) };
+        assert_eq!(revoked_at(&[Dead, Denied, Silent, Dead], &three), Some(4));
+    }
+
+    #[test]
+    fn answers_that_are_close_together_count_once_and_a_revocation_outlives_an_outage() {
         let policy = policy(OnDenied::Coast, None);
-        use Reason::{KekDisabled, KekPendingDeletion, KmsUnreachable};
-        let now = Moment(5 * MINUTE);
-        assert_eq!(judge(&record(&[(1, KekDisabled)], &policy), BOTH, &policy, now).label(), "coasting");
-        let broken = record(&[(1, KekDisabled), (2, KmsUnreachable), (3, KekDisabled)], &policy);
-        assert_eq!(judge(&broken, BOTH, &policy, now).label(), "coasting");
-        let confirmed = record(&[(1, KekDisabled), (2, KekPendingDeletion)], &policy);
-        assert_eq!(judge(&confirmed, BOTH, &policy, now), State::Revoked { because: KekPendingDeletion });
-        let still = confirmed.after_failure(KmsUnreachable, Moment(4 * MINUTE), &policy);
-        assert_eq!(judge(&still, NOTHING, &policy, now), State::Revoked { because: KekPendingDeletion });
+        use Reason::{KekDisabled, KmsUnreachable};
+        let dead = |record: &Record, millis: u64| {
+            record.after_failure(KekDisabled, Testimony::Dead, Moment(millis * 1_000_000), &policy)
+        };
+        let mut record = Record::after_success(Moment(0));
+        for millis in (0..=4399).step_by(250) {
+            record = dead(&record, millis);
+            assert!(record.is_to_be_confirmed());
+            assert_eq!(judge(&record, BOTH, &policy, Moment(0)).label(), "coasting", "{millis} ms");
+        }
+        let revoked = dead(&record, 4400);
+        assert_eq!(judge(&revoked, BOTH, &policy, Moment(0)), State::Revoked { because: KekDisabled });
+        assert!(!revoked.is_to_be_confirmed());
+        let still = revoked.after_failure(KmsUnreachable, Testimony::Silent, Moment(4 * MINUTE), &policy);
+        assert_eq!(judge(&still, NOTHING, &policy, Moment(4 * MINUTE)), State::Revoked { because: KekDisabled });
+        assert_eq!(still.began(), Some(Moment(0)));
+    }
+
+    #[test]
+    fn a_refused_outcome_is_no_outage_and_is_said_while_there_is_no_write_state() {
+        let policy = policy(OnDenied::Revoke, Some(60));
+        let record = Record::after_refusal(Reason::KeyIdRetired, Moment(0));
+        let late = Moment(10_000 * MINUTE);
+        assert_eq!(judge(&record, BOTH, &policy, late), State::Ready);
+        let because = Some(Reason::KeyIdRetired);
+        assert_eq!(judge(&record, KNOWN, &policy, late), State::StartingKnown { because });
+        assert!(!judge(&record, KNOWN, &policy, late).is_outage());
+        assert_eq!((record.refused(), record.trouble(), next_change(&record, &policy, late)), (because, None, None));
+    }
+
+    #[test]
+    fn the_next_change_is_the_moment_at_which_the_state_is_another() {
+        let policy = policy(OnDenied::Coast, Some(120));
+        let record = record(&[(1, Reason::KmsUnreachable)], &policy);
+        let mut now = Moment(MINUTE);
+        for then in ["degraded", "stopped"] {
+            let left = u64::try_from(next_change(&record, &policy, now).unwrap().as_nanos()).unwrap();
+            assert_ne!(judge(&record, BOTH, &policy, Moment(now.0 + left - 1)).label(), then);
+            now = Moment(now.0 + left);
+            assert_eq!(judge(&record, BOTH, &policy, now).label(), then);
+        }
+        assert_eq!(next_change(&record, &policy, now), None);
+        assert_eq!(next_change(&Record::after_success(Moment(0)), &policy, now), None);
     }
 
     #[test]
@@ -401,6 +605,11 @@ mod tests {
         assert_eq!(
             degraded.status(),
             StatusRule::Answer { healthz: "kms-unreachable for 75 min, serving from memory".to_owned() }
+        );
+        let soon = State::Degraded { because, age: Duration::from_secs(59) };
+        assert_eq!(
+            soon.status(),
+            StatusRule::Answer { healthz: "kms-unreachable for 59 s, serving from memory".to_owned() }
         );
         assert!(degraded.may_seal().is_ok());
         assert!(

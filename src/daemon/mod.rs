@@ -22,8 +22,9 @@ use crate::memory;
 use crate::os::{MonotonicClock, OsEntropy, Stopwatch};
 use crate::service::observer::Observer;
 use crate::service::plugin::{Parts, Plugin};
+use crate::service::saver;
 use crate::service::snapshot::Snapshot;
-use crate::service::state_file::StateFile;
+use crate::service::state_file::{Remembered, StateFile};
 use crate::service::supervisor::Supervisor;
 use crate::telemetry::log::{self, Logging};
 use crate::telemetry::metrics::Metrics;
@@ -179,7 +180,7 @@ async fn serve(
     let mut signals = Signals::new().map_err(|e| StartError::System(format!("signals cannot be caught: {e}")))?;
 
     let state_file = StateFile::new(&config.state_dir);
-    let remembered = state_file.load();
+    let (remembered, late) = recall(&state_file).await;
     let keks = keks::connect(&config, &entropy).await?;
     let parts = Parts {
         keks,
@@ -193,6 +194,7 @@ async fn serve(
     let path = Arc::new(OnceLock::<SocketWatch>::new());
     let watched = Arc::clone(&path);
     let supervisor = Supervisor::new(Arc::clone(&plugin), state_file, remembered)
+        .with_late_memory(late)
         .with_successors(Box::new(move || watched.get().is_some_and(SocketWatch::is_displaced)));
     let mut supervision = tokio::spawn(supervisor.run(reload_queue));
 
@@ -249,6 +251,22 @@ async fn serve(
     }
     tracing::info!(target: "kube_kms::daemon", "stopped");
     ended.map_err(|error| StartError::System(format!("the server failed: {error}")))
+}
+
+/// What this node remembers; on a disk that stalls nothing, and where it will be told.
+async fn recall(file: &StateFile) -> (Remembered, Option<JoinHandle<Remembered>>) {
+    let of_another_thread = file.clone();
+    let mut loading = tokio::task::spawn_blocking(move || of_another_thread.load());
+    match tokio::time::timeout(saver::PATIENCE, &mut loading).await {
+        Ok(loaded) => (loaded.unwrap_or_default(), None),
+        Err(_) => {
+            tracing::warn!(
+                target: "kube_kms::state", path = %file.path().display(), waited_secs = saver::PATIENCE.as_secs(),
+                "the disk under the state file stalls; starting without what this node has reported and left, until it is read"
+            );
+            (Remembered::default(), Some(loading))
+        }
+    }
 }
 
 /// No new connections, GOAWAY on the others, and running calls end, within [`DRAIN`] or until a second signal.

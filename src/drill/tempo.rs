@@ -1,5 +1,6 @@
 //! How fast a rehearsal goes: the sandbox's settings, and what each means for the settings of an operator.
 
+use crate::service::rhythm::rotation_seen_within;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -76,13 +77,16 @@ impl Tempo {
 
     pub(crate) fn settings(&self) -> Vec<Setting> {
         let text = |time: Duration| humantime::format_duration(time).to_string();
+        let seen = rotation_seen_within(Duration::from_secs(60), Duration::from_secs(2), self.observations);
+        let defaults = Duration::from_secs(seen.as_secs().saturating_add(1));
         vec![
             Setting {
                 key: "probe.interval",
                 value: text(self.probe_interval),
                 meaning: format!(
-                    "a rotation is believed when {} probes in a row have seen it: with the defaults within 2m16s at most",
-                    self.observations
+                    "a rotation is believed when {} probes in a row have seen it: with the defaults within {} at most",
+                    self.observations,
+                    text(defaults)
                 ),
             },
             Setting {

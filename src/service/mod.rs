@@ -17,6 +17,8 @@ pub mod prepare;
 #[cfg(test)]
 mod probe_fixture;
 pub mod recovery;
+pub mod rhythm;
+pub mod saver;
 pub mod settings;
 pub mod snapshot;
 pub mod state_file;

@@ -37,6 +37,10 @@ pub struct Published {
     pub revoked: Option<KekRef>,
     /// When a probe last went well.
     pub last_good: Option<Moment>,
+    /// Why the outcome of the last probe is refused although the KEK is well.
+    pub refused: Option<Reason>,
+    /// When what is wrong now began.
+    pub began: Option<Moment>,
     encoded: OnceLock<Bytes>,
 }
 
@@ -75,7 +79,8 @@ impl Published {
             (StatusRule::Answer { .. }, None) => Err(Fault::new(Reason::Starting).with_detail(state.because())),
             (StatusRule::Fail(fault), _) => Err(fault),
         };
-        Self { state, status, write, previous: None, key_id, revoked, last_good, encoded: OnceLock::new() }
+        let (previous, refused, began, encoded) = (None, None, None, OnceLock::new());
+        Self { state, status, write, previous, key_id, revoked, last_good, refused, began, encoded }
     }
 
     /// What Status answers, and the same as `encode` puts it on the wire, which happens once.
@@ -94,6 +99,13 @@ impl Published {
     #[must_use]
     pub fn and_previous(self, previous: Option<Previous>) -> Self {
         Self { previous, ..self }
+    }
+
+    /// The same with what else is to be said of the probes: why the outcome of the last one is refused, and when what is wrong
+    /// began.
+    #[must_use]
+    pub fn and_history(self, refused: Option<Reason>, began: Option<Moment>) -> Self {
+        Self { refused, began, ..self }
     }
 }
 
@@ -133,6 +145,7 @@ pub struct Plugin {
     entropy: Arc<dyn Entropy>,
     observer: Arc<dyn Observer>,
     wake: Notify,
+    answered: Notify,
 }
 
 impl Plugin {
@@ -153,6 +166,7 @@ impl Plugin {
             entropy,
             observer,
             wake: Notify::new(),
+            answered: Notify::new(),
         }
     }
 
@@ -197,7 +211,8 @@ impl Plugin {
         };
         Snapshot {
             state: published.state.label(),
-            because: published.state.because(),
+            because: published.state.because().or(published.refused),
+            since: published.began.map(|when| now.since(when)),
             is_ok: published.status.as_ref().is_ok_and(|s| s.healthz == "ok"),
             outage,
             key_id: published.key_id.clone(),
@@ -285,6 +300,22 @@ impl Plugin {
         if self.keks.load().write().kek.may_unwrap(kek) {
             self.wake.notify_one();
         }
+    }
+
+    /// The writing KEK has unwrapped something: when it was thought to be away, it is back or nearly.
+    pub(super) fn kek_answers(&self, kek: &KekRef) {
+        let is_away = matches!(
+            self.published.load().state,
+            State::Coasting { .. } | State::Degraded { .. } | State::Stopped { .. }
+        );
+        if is_away && self.keks.load().write().kek.may_unwrap(kek) {
+            self.answered.notify_one();
+        }
+    }
+
+    /// Tells the supervisor of such an answer.
+    pub(super) const fn answered(&self) -> &Notify {
+        &self.answered
     }
 
     /// A number from 0 (inclusive) to 1, for jitter; 0.5 when there is no randomness.

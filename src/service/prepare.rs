@@ -6,13 +6,16 @@
 use crate::core::annotation::{Annotations, WrappedDek};
 use crate::core::dek::{Dek, DekBytes};
 use crate::core::fault::{Fault, Reason};
+use crate::core::health::Testimony;
 use crate::core::kek_ref::KekVersion;
 use crate::core::key_id::KeyId;
 use crate::core::port::{Clock, Entropy, Kek, KekCall, Wrapped};
 use crate::service::kek_set::{KekEntry, KekSet};
 use crate::service::observer::{KekOperation, Observer};
+use crate::service::plugin::Plugin;
 use crate::service::recovery::RecoveryOutcomes;
 use crate::service::settings::Settings;
+use crate::service::unwrap::unanswered;
 use crate::service::write_state::WriteState;
 use crate::span;
 use std::pin::pin;
@@ -97,6 +100,42 @@ pub async fn prepare(
     Ok(Candidate { key_id, version: unwrapped.version, wrapped, bytes: Arc::new(bytes) })
 }
 
+/// One probe: a candidate, or why there is none and what that says of the KEK that `current` is under.
+///
+/// A dead answer may speak of another key than that: an alias that was pointed at a disabled one. So ours is asked to unwrap
+/// the DEK of `current`, and while it does, the answer does not count. A denial proves nothing: a KMS looks at the caller's
+/// rights first, and so it hides a dead key from whoever has lost his rights on the same day.
+///
+/// # Errors
+/// As [`prepare`], a call that ran out of its time as `kms-unreachable`.
+///
+/// # Cancel safety
+/// Dropping the future abandons the candidate.
+pub(super) async fn probe(
+    plugin: &Plugin,
+    keks: &KekSet,
+    settings: &Settings,
+    current: Option<&WriteState>,
+) -> Result<Candidate, (Fault, Testimony)> {
+    let made = prepare(keks.write(), settings, plugin.clock(), plugin.entropy(), plugin.observer()).await;
+    let fault = match made {
+        Ok(candidate) => return Ok(candidate),
+        Err(fault) => unanswered(fault),
+    };
+    let says = Testimony::of(fault.reason(), &settings.policy);
+    let (Testimony::Dead, Some(write)) = (says, current) else { return Err((fault, says)) };
+    match unwrap_again(write, keks, settings, plugin.clock(), plugin.observer()).await {
+        Ok(()) => Err((Fault::caused_by(Reason::KekUnusable, fault), Testimony::Alive)),
+        Err(open) if is_without_a_verdict(&open, settings) => Err((unanswered(open), Testimony::Unproven)),
+        Err(_) => Err((fault, says)),
+    }
+}
+
+fn is_without_a_verdict(open: &Fault, settings: &Settings) -> bool {
+    let is_silent = open.class().is_transient() || open.reason() == Reason::KeyStateUnknown;
+    is_silent && !settings.policy.is_dead(open.reason())
+}
+
 /// Whether the KEK that this write state's DEK is under still unwraps it: one call, within `settings.probe_timeout`.
 ///
 /// # Errors
@@ -104,7 +143,7 @@ pub async fn prepare(
 ///
 /// # Cancel safety
 /// Dropping the future abandons the call.
-pub(super) async fn unwrap_again(
+async fn unwrap_again(
     write: &WriteState,
     keks: &KekSet,
     settings: &Settings,

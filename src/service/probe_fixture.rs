@@ -17,12 +17,18 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// A clock that stands still until it is moved.
+/// A clock that stands still until it is moved, unless it follows the runtime's.
 #[derive(Debug, Default)]
-pub(super) struct HandClock(AtomicU64);
+pub(super) struct HandClock(AtomicU64, Option<Instant>);
 
 impl HandClock {
+    /// One that goes with the runtime's time, which tests pause.
+    pub(super) fn going() -> Self {
+        Self(AtomicU64::default(), Some(Instant::now()))
+    }
+
     pub(super) fn advance(&self, by: Duration) {
         self.0.fetch_add(u64::try_from(by.as_nanos()).unwrap(), Ordering::Relaxed);
     }
@@ -30,7 +36,8 @@ impl HandClock {
 
 impl Clock for HandClock {
     fn now(&self) -> Moment {
-        Moment(self.0.load(Ordering::Relaxed))
+        let going = self.1.map_or(0, |began| u64::try_from(began.elapsed().as_nanos()).unwrap());
+        Moment(self.0.load(Ordering::Relaxed) + going)
     }
 }
 
@@ -47,7 +54,7 @@ pub(super) struct Script {
     pub(super) forgets: bool,
     /// An unwrap says that it was another KEK.
     pub(super) unwraps_as: &'static str,
-    /// Calls never end.
+    /// Calls never end; with a reason to fail, they fail when their time is over.
     pub(super) hangs: bool,
 }
 
@@ -102,12 +109,15 @@ impl Kek for ScriptedKek {
         *kek == kek_ref("kek")
     }
 
-    fn wrap_dek<'a>(&'a self, dek: &'a DekBytes, _: &'a WrapContext, _: &'a KekCall) -> KekFuture<'a, Wrapped> {
+    fn wrap_dek<'a>(&'a self, dek: &'a DekBytes, _: &'a WrapContext, call: &'a KekCall) -> KekFuture<'a, Wrapped> {
         self.wraps.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
             let script = self.now();
-            if script.hangs {
+            if script.hangs && script.wrap_fails.is_none() {
                 std::future::pending::<()>().await;
+            }
+            if script.hangs {
+                tokio::time::sleep(call.timeout).await;
             }
             if let Some(reason) = script.wrap_fails {
                 return Err(Fault::caused_by(reason, "scripted"));

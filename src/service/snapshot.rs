@@ -10,8 +10,10 @@ use std::time::Duration;
 pub struct Snapshot {
     /// One of [`crate::core::health::State::LABELS`].
     pub state: &'static str,
-    /// Why it is not `ready`.
+    /// Why it is not `ready`; in `ready` what the operator should settle: a KEK version that is refused.
     pub because: Option<Reason>,
+    /// How long ago began what is wrong, while something is.
+    pub since: Option<Duration>,
     /// Whether Status answers `ok`.
     pub is_ok: bool,
     /// How long the KMS has been away, while it is.

@@ -2,37 +2,36 @@
 //!
 //! One task, so nothing here races. Each round makes a [`Candidate`]; the pure functions of `core::rotation` and
 //! `core::health` decide what becomes of it and what is published. Guarantees: a key_id is on disk before it is
-//! reported; a failed reload changes nothing.
+//! reported, or the disk stalls and that is said; a state begins at its moment, whatever a probe does; a failed reload
+//! changes nothing.
 
-use crate::core::fault::{Class, Fault, Reason};
-use crate::core::health::{Holdings, Record, State, judge};
+use crate::core::fault::{Fault, Reason};
+use crate::core::health::{self, Holdings, Record, State, Testimony, judge};
 use crate::core::key_id::KeyId;
 use crate::core::port::Moment;
 use crate::core::rotation::{Decision, Reported, Sightings, decide};
 use crate::service::kek_set::KekSet;
 use crate::service::plugin::{Plugin, Previous, Published};
-use crate::service::prepare::{Candidate, prepare, unwrap_again};
+use crate::service::prepare::{Candidate, prepare, probe};
 use crate::service::recovery;
+use crate::service::rhythm::{at_change, later, wait_after};
+use crate::service::saver::{Disk, Saver};
 use crate::service::settings::Settings;
-use crate::service::state_file::{Remembered, StateFile};
+use crate::service::state_file::Remembered;
 use crate::service::write_state::WriteState;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
 
 /// How long an Encrypt is answered from the write state that its own connection was told of before a rotation: kube-apiserver
 /// sends it right after the Status.
 const TOLD_FOR_NANOS: u64 = 5_000_000_000;
-/// A changed KEK version is asked for again after this time.
-const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
-/// Failed probes are repeated after this time, doubled each time, up to the longest.
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-/// So that recovery is noticed within 10 s (docs/conformance.md, item 28): the last probe before it may have hung for
-/// `probe.timeout`, 2 s by default, and this is what follows, with a tenth of jitter.
-const RETRY_LONGEST: Duration = Duration::from_secs(6);
-/// A KMS that throttles us is asked less often than when all is well, not more.
-const THROTTLED_FACTOR: u32 = 2;
+/// What the operator should settle is said again after this time, and not with every probe.
+const REMIND: Duration = Duration::from_secs(3600);
 
 /// A new configuration, to be prepared and verified before it replaces the old one.
 #[derive(Debug)]
@@ -51,11 +50,13 @@ pub type IsDisplaced = Box<dyn Fn() -> bool + Send + Sync>;
 /// See the module.
 pub struct Supervisor {
     plugin: Arc<Plugin>,
-    state_file: StateFile,
+    saver: Saver,
     is_displaced: IsDisplaced,
     remembered: Remembered,
-    /// What is remembered is not on disk.
-    unsaved: bool,
+    /// What this node remembers, when the disk was too slow to say so at the start.
+    late: Option<JoinHandle<Remembered>>,
+    /// When a refused KEK version was last spoken of.
+    reminded: Option<Moment>,
     record: Record,
     sightings: Sightings,
     observing: bool,
@@ -70,13 +71,14 @@ impl fmt::Debug for Supervisor {
 impl Supervisor {
     /// For a plugin that starts with what this node remembers.
     #[must_use]
-    pub fn new(plugin: Arc<Plugin>, state_file: StateFile, remembered: Remembered) -> Self {
+    pub fn new(plugin: Arc<Plugin>, disk: impl Disk + 'static, remembered: Remembered) -> Self {
         Self {
             plugin,
-            state_file,
+            saver: Saver::new(Box::new(disk)),
             is_displaced: Box::new(|| false),
             remembered,
-            unsaved: false,
+            late: None,
+            reminded: None,
             record: Record::default(),
             sightings: Sightings::default(),
             observing: false,
@@ -89,6 +91,15 @@ impl Supervisor {
         Self { is_displaced, ..self }
     }
 
+    /// With what this node remembers still to be read. Nothing is written until it is there.
+    #[must_use]
+    pub fn with_late_memory(mut self, late: Option<JoinHandle<Remembered>>) -> Self {
+        if late.is_some() {
+            self.saver.hold();
+        }
+        Self { late, ..self }
+    }
+
     /// Runs until `reloads` is closed.
     ///
     /// # Cancel safety
@@ -96,50 +107,65 @@ impl Supervisor {
     pub async fn run(mut self, mut reloads: mpsc::Receiver<Reload>) {
         loop {
             self.round().await;
-            let wait = self.next_wait();
+            let ended = Instant::now();
+            let mut due = later(ended, self.next_wait());
             let plugin = Arc::clone(&self.plugin);
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = plugin.wake().notified() => {}
-                reload = reloads.recv() => match reload {
-                    Some(reload) => self.reload(reload).await,
-                    None => return,
-                },
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => break,
+                    () = plugin.wake().notified() => break,
+                    // A KMS that throttles us answers: asked as often as one that is well, and not more.
+                    () = plugin.answered().notified() => {
+                        due = due.min(later(ended, self.jittered(plugin.settings().probe_interval)));
+                    }
+                    () = at_change(self.next_change()) => {
+                        self.refresh(&plugin.settings(), None);
+                        due = due.min(later(Instant::now(), self.next_wait()));
+                    }
+                    _ = self.saver.landed() => {}
+                    known = finished(&mut self.late) => self.recall(known),
+                    reload = reloads.recv() => match reload {
+                        Some(reload) => {
+                            self.reload(reload).await;
+                            break;
+                        }
+                        None => return,
+                    },
+                }
             }
         }
     }
 
     /// One probe and what follows from it.
     async fn round(&mut self) {
-        if self.unsaved {
-            self.save().await;
-        }
+        // What could not be written is tried again, so that a restart after the disk is back does not go back to an older key_id
+        // (tested by `a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_back`).
+        self.saver.go_on();
         let settings = self.plugin.settings();
         let keks = self.plugin.keks();
-        let plugin = Arc::clone(&self.plugin);
-        let made = prepare(keks.write(), &settings, plugin.clock(), plugin.entropy(), plugin.observer()).await;
+        let write = self.plugin.published().write.clone();
+        let probed = self.meanwhile(&settings, probe(&self.plugin, &keks, &settings, write.as_deref())).await;
         self.observing = false;
-        match made {
+        match probed {
             Ok(candidate) => self.consider(candidate, &keks, &settings).await,
-            Err(fault) => {
-                let fault = self.proven(fault, &keks, &settings).await;
-                self.failed(&fault, &settings);
-            }
+            Err((fault, says)) => self.failed(&fault, says, &settings),
         }
         self.refresh(&settings, None);
     }
 
-    /// A probe that says *dead* may speak of another key than the one that our DEK is under: an alias that was pointed at a
-    /// disabled key. So ours is asked to unwrap that DEK, and while it does, the answer does not count.
-    async fn proven(&self, fault: Fault, keks: &KekSet, settings: &Settings) -> Fault {
-        let write = self.plugin.published().write.clone();
-        let (true, Some(write)) = (settings.policy.is_dead(fault.reason()), write) else { return fault };
-        match unwrap_again(&write, keks, settings, self.plugin.clock(), self.plugin.observer()).await {
-            Ok(()) => Fault::caused_by(Reason::KekUnusable, fault),
-            // Refused is not dead: a policy can forbid us the old KEK on the day the alias is pointed at a dead one.
-            Err(unproven) if unproven.class().is_transient() || unproven.class() == Class::KekDenied => unproven,
-            Err(_) => fault,
+    /// The outcome of this work; a state that begins while it lasts begins at its moment.
+    async fn meanwhile<T>(&self, settings: &Settings, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = at_change(self.next_change()) => self.refresh(settings, None),
+            }
         }
+    }
+
+    fn next_change(&self) -> Option<Duration> {
+        health::next_change(&self.record, &self.plugin.settings().policy, self.plugin.clock().now())
     }
 
     async fn consider(&mut self, candidate: Candidate, keks: &KekSet, settings: &Settings) {
@@ -169,17 +195,28 @@ impl Supervisor {
             }
             Decision::RenewDek | Decision::Publish => {
                 self.succeeded();
+                // The KEK is well from now on, however long the disk and the recovery KEKs take.
+                self.refresh(settings, None);
                 if let Err(fault) = self.adopt(candidate, keks, settings).await {
-                    self.failed(&fault, settings);
+                    self.failed(&fault, Testimony::Silent, settings);
                 }
             }
-            Decision::RefuseRetired => {
-                let fault = Fault::caused_by(
-                    Reason::KeyIdRetired,
-                    format!("the KMS answers with {}, which this node reported before and left", candidate.key_id),
-                );
-                self.failed(&fault, settings);
-            }
+            Decision::RefuseRetired => self.refused(&candidate.key_id),
+        }
+    }
+
+    /// The KMS is well and our data key is well: what is wrong is for the operator to settle, and no outage.
+    fn refused(&mut self, key_id: &KeyId) {
+        self.succeeded();
+        let now = self.plugin.clock().now();
+        self.record = Record::after_refusal(Reason::KeyIdRetired, now);
+        if self.reminded.is_none_or(|last| now.since(last) >= REMIND) {
+            self.reminded = Some(now);
+            tracing::warn!(
+                target: "kube_kms::rotation", reason = Reason::KeyIdRetired.label(), answered = %key_id,
+                "the KMS answers with a KEK version that this node reported before and left: {}",
+                Reason::KeyIdRetired.phrase()
+            );
         }
     }
 
@@ -213,7 +250,9 @@ impl Supervisor {
         let remembered = self.remembered.after(write.key_id(), digest);
         if remembered != self.remembered {
             self.remembered = remembered;
-            self.save().await;
+            // INVARIANT: on disk before it is reported, or the disk stalls and that is said (tested by
+            // `a_key_id_is_on_disk_before_it_is_reported`). The file is a help, never a need.
+            self.saver.save(&self.remembered).await;
         }
         tracing::info!(
             target: "kube_kms::rotation", key_id = %write.key_id(), key_id_hash = write.key_id().metric_hash(), rotated,
@@ -226,29 +265,21 @@ impl Supervisor {
         Ok(())
     }
 
-    /// INVARIANT: on disk before it is reported. A disk that fails is a warning: the file is a help, never a need. It is tried
-    /// again with every probe, so that a restart after the disk is back does not go back to an older key_id (tested by
-    /// `a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_back`).
-    async fn save(&mut self) {
-        let (file, remembered) = (self.state_file.clone(), self.remembered.clone());
-        // fsync may take long; it must not hold up requests on the same thread.
-        let saved = tokio::task::spawn_blocking(move || file.save(&remembered)).await;
-        let was_unsaved = std::mem::replace(&mut self.unsaved, !matches!(saved, Ok(Ok(()))));
-        let error = match saved {
-            Ok(Ok(())) if was_unsaved => {
-                tracing::info!(target: "kube_kms::state", path = %self.state_file.path().display(), "the state file is written again");
-                return;
-            }
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(panic) => panic.to_string(),
-        };
-        if !was_unsaved {
+    /// The disk has said, late, what this node remembers. What was reported meanwhile stays reported.
+    fn recall(&mut self, known: Result<Remembered, JoinError>) {
+        self.late = None;
+        let earlier = known.unwrap_or_default();
+        let reported = self.remembered.key_id.clone();
+        if reported.as_ref().is_some_and(|key_id| earlier.left.contains(key_id)) {
             tracing::warn!(
-                target: "kube_kms::state", path = %self.state_file.path().display(), error,
-                "the state file cannot be written; after a restart this node will have forgotten the key_id that it reports"
+                target: "kube_kms::state",
+                "this node reports a key_id again that it had left: the state file could not be read when it started"
             );
         }
+        self.remembered = self.remembered.and_earlier(earlier);
+        tracing::info!(target: "kube_kms::state", left = self.remembered.left.len(), "the state file has been read");
+        self.saver.release(reported.is_some().then_some(&self.remembered));
+        self.refresh(&self.plugin.settings(), None);
     }
 
     fn succeeded(&mut self) {
@@ -258,8 +289,8 @@ impl Supervisor {
         self.record = Record::after_success(self.plugin.clock().now());
     }
 
-    fn failed(&mut self, fault: &Fault, settings: &Settings) {
-        self.record = self.record.after_failure(fault.reason(), self.plugin.clock().now(), &settings.policy);
+    fn failed(&mut self, fault: &Fault, says: Testimony, settings: &Settings) {
+        self.record = self.record.after_failure(fault.reason(), says, self.plugin.clock().now(), &settings.policy);
         tracing::warn!(
             target: "kube_kms::health", reason = fault.reason().label(), failures = self.record.failures(),
             error = fault.known_causes(), "the probe of the KEK failed: {}", fault.reason().phrase()
@@ -281,6 +312,7 @@ impl Supervisor {
             let previous = self.previous(&before, write.as_deref());
             Published::new(state, write, known, None, last_good).and_previous(previous)
         };
+        let published = published.and_history(self.record.refused(), self.record.began());
         if published.state.label() != before.state.label() {
             tracing::info!(
                 target: "kube_kms::health", state = published.state.label(), was = before.state.label(),
@@ -317,8 +349,9 @@ impl Supervisor {
     /// Prepares and verifies the new KEK, then swaps everything; on any failure the old configuration stays.
     async fn reload(&mut self, reload: Reload) {
         let Reload { keks, settings, reply } = reload;
-        let plugin = Arc::clone(&self.plugin);
-        let made = prepare(keks.write(), &settings, plugin.clock(), plugin.entropy(), plugin.observer()).await;
+        let (plugin, before) = (Arc::clone(&self.plugin), self.plugin.settings());
+        let preparing = prepare(keks.write(), &settings, plugin.clock(), plugin.entropy(), plugin.observer());
+        let made = self.meanwhile(&before, preparing).await;
         let outcome = match made {
             // What the operator configures is believed at once; only going back to an id that was left is refused.
             Ok(candidate) if self.remembered.left.contains(&candidate.key_id) => Err(Reason::KeyIdRetired.into()),
@@ -342,24 +375,20 @@ impl Supervisor {
 
     fn next_wait(&self) -> Duration {
         let settings = self.plugin.settings();
-        let has_write_state = self.plugin.published().write.is_some();
-        // 0.9 to 1.1: many nodes that were started together do not ask together.
-        let jitter = 0.9 + 0.2 * self.plugin.random_fraction();
-        wait_after(&self.record, has_write_state, self.observing, settings.probe_interval).mul_f64(jitter)
+        let published = self.plugin.published();
+        self.jittered(wait_after(&self.record, &published.state, self.observing, settings.probe_interval))
+    }
+
+    fn jittered(&self, wait: Duration) -> Duration {
+        let span = health::JITTER_MOST - health::JITTER_LEAST;
+        wait.mul_f64(health::JITTER_LEAST + span * self.plugin.random_fraction())
     }
 }
 
-/// How long after a round the next one begins, before jitter.
-fn wait_after(record: &Record, has_write_state: bool, observing: bool, interval: Duration) -> Duration {
-    let retry = RETRY_FIRST
-        .saturating_mul(1_u32.checked_shl(record.failures().saturating_sub(1)).unwrap_or(u32::MAX))
-        .min(RETRY_LONGEST);
-    match record.trouble() {
-        None if observing && !has_write_state => RETRY_FIRST,
-        None if observing => OBSERVE_AGAIN.min(interval),
-        None => interval,
-        Some(Reason::KmsThrottled) if has_write_state => interval.saturating_mul(THROTTLED_FACTOR),
-        Some(_) => retry,
+async fn finished(late: &mut Option<JoinHandle<Remembered>>) -> Result<Remembered, JoinError> {
+    match late {
+        Some(late) => late.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -63,6 +63,7 @@ pub(super) async fn unwrap_dek<'a>(
         let fault = match outcome {
             Ok(dek) => {
                 plugin.pace().speed_up();
+                plugin.kek_answers(kek);
                 return Ok(dek);
             }
             Err(fault) => fault,
@@ -128,7 +129,7 @@ async fn ask_each_reader(
 }
 
 /// An attempt that ran out of its own time says that the KMS does not answer, not that the caller's deadline has passed.
-fn unanswered(fault: Fault) -> Fault {
+pub(super) fn unanswered(fault: Fault) -> Fault {
     if fault.reason() == Reason::Deadline { Fault::caused_by(Reason::KmsUnreachable, fault) } else { fault }
 }
 

@@ -19,6 +19,7 @@ pub(super) fn snapshot() -> Snapshot {
         because: Some(crate::core::fault::Reason::KmsUnreachable),
         is_ok: true,
         outage: Some(Duration::from_millis(90_500)),
+        since: Some(Duration::from_millis(90_500)),
         key_id: Some(KeyId::derive(&version, 0)),
         kek: Some(version),
         recovery: vec![true, false],

@@ -4,6 +4,7 @@
 //! identity (an ARN names an account) is never a label. Refuses to know where the snapshot comes from.
 //! SPEC: docs/conformance.md items 85 and 88; docs/observability.md.
 
+use crate::core::fault::Reason;
 use crate::core::health::State;
 use crate::os::wall_clock;
 use crate::service::snapshot::Snapshot;
@@ -80,6 +81,9 @@ fn health(r: &mut Registry, snapshot: &Snapshot) {
     }
     r.register("state", "1 for the state that the writing KEK is in, 0 for every other", states);
     number(r, "status_ok", "1 while Status answers ok, else 0", u64::from(snapshot.is_ok));
+    let is_refused = snapshot.because == Some(Reason::KeyIdRetired);
+    let refused = "1 while the KMS answers with a KEK version that this node has left and refuses, else 0";
+    number(r, "kek_version_refused", refused, u64::from(is_refused));
     let outage = snapshot.outage.unwrap_or_default();
     seconds(r, "outage", "How long the KMS has been away; 0 while it is not", outage);
     if let Some(outage) = snapshot.outage {
@@ -192,6 +196,7 @@ mod tests {
         let bare = Snapshot {
             is_ok: false,
             outage: None,
+            since: None,
             key_id: None,
             kek: None,
             dek_age: None,
@@ -207,6 +212,15 @@ mod tests {
         }
         for zero in ["kube_kms_outage_seconds", "kube_kms_status_ok"] {
             assert_eq!(page.samples_of(zero).map(|s| s.value).collect::<Vec<_>>(), [0.0], "{zero}");
+        }
+    }
+
+    #[test]
+    fn a_kek_version_that_is_refused_is_a_number_whatever_the_state() {
+        for (because, value) in [(Some(Reason::KeyIdRetired), 1.0), (Some(Reason::KmsUnreachable), 0.0), (None, 0.0)] {
+            let page = page(&Snapshot { because, ..snapshot() });
+            let samples: Vec<f64> = page.samples_of("kube_kms_kek_version_refused").map(|s| s.value).collect();
+            assert_eq!(samples, [value], "{because:?}");
         }
     }
 

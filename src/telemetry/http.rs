@@ -178,14 +178,14 @@ struct Readiness {
     reason: Option<&'static str>,
     key_id: Option<String>,
     key_id_hash: Option<String>,
-    /// When the outage began, RFC 3339 UTC.
+    /// When what is wrong began: the last good probe, RFC 3339 UTC.
     since: Option<String>,
     outage_seconds: Option<u64>,
 }
 
 impl Readiness {
     fn new(snapshot: &Snapshot) -> Self {
-        let began = snapshot.outage.and_then(|age| wall_clock().checked_sub(age));
+        let began = snapshot.since.and_then(|age| wall_clock().checked_sub(age));
         Self {
             ready: snapshot.is_ok,
             state: snapshot.state,
@@ -273,7 +273,8 @@ mod tests {
 
     fn revoked() -> Snapshot {
         let because = Some(Reason::KekDisabled);
-        Snapshot { state: "revoked", because, is_ok: false, outage: None, ..exposition::snapshot() }
+        let since = Some(Duration::from_secs(95));
+        Snapshot { state: "revoked", because, is_ok: false, outage: None, since, ..exposition::snapshot() }
     }
 
     #[tokio::test]
@@ -298,16 +299,20 @@ mod tests {
         let server = start(LIMITS, revoked()).await;
         let key_id = revoked().key_id.unwrap();
         let (status, _, body) = request(&server, "GET /readyz").await;
-        assert_eq!((status, body), (503, format!("state=revoked reason=kek-disabled key_id={key_id} since=-\n")));
+        assert_eq!(status, 503);
+        let (said, since) = body.trim_end().rsplit_once("since=").unwrap();
+        assert_eq!(said, format!("state=revoked reason=kek-disabled key_id={key_id} "));
+        let age = wall_clock().duration_since(humantime::parse_rfc3339(since).unwrap()).unwrap();
+        assert!((95..115).contains(&age.as_secs()), "{body}");
 
         let server = start(LIMITS, exposition::snapshot()).await;
         let (status, _, body) = request(&server, "GET /readyz").await;
         assert_eq!(status, 200);
         let since = body.trim_end().rsplit_once("since=").unwrap().1;
         let age = wall_clock().duration_since(humantime::parse_rfc3339(since).unwrap()).unwrap();
-        assert!((90..100).contains(&age.as_secs()), "{body}");
+        assert!((90..110).contains(&age.as_secs()), "{body}");
 
-        let bare = Snapshot { key_id: None, kek: None, because: None, state: "starting", ..revoked() };
+        let bare = Snapshot { key_id: None, kek: None, because: None, since: None, state: "starting", ..revoked() };
         let server = start(LIMITS, bare).await;
         assert_eq!(request(&server, "GET /readyz").await.2, "state=starting reason=- key_id=- since=-\n");
     }

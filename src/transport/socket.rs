@@ -165,13 +165,16 @@ struct Ours {
 pub struct SocketWatch(Option<Ours>);
 
 impl SocketWatch {
-    /// Whether another socket is at the path now: a successor has taken it. False when nothing is there, and for a socket
-    /// that nobody can take over.
+    /// Whether somebody listens on another socket at the path now: a successor has taken it. False when nothing is there, when
+    /// a successor has died and left its file, and for a socket that nobody can take over. Does not block.
     #[must_use]
     pub fn is_displaced(&self) -> bool {
         let Some(ours) = &self.0 else { return false };
         match (std::fs::symlink_metadata(&ours.path), ours.pin.metadata()) {
-            (Ok(found), Ok(own)) => !directory::same(&found, &own),
+            (Ok(found), Ok(own)) if !directory::same(&found, &own) => {
+                // One that cannot be asked may be a successor, and then a key_id that it does not know yet must wait.
+                SocketAddrUnix::new(&ours.path).map_or(true, |name| !matches!(connect(&name), Ok(Occupied::Nobody)))
+            }
             _ => false,
         }
     }
@@ -329,15 +332,29 @@ fn is_socket(path: &Path) -> Result<bool, BindError> {
 
 /// Somebody who listens (and his pid, when known), or nobody.
 fn find_owner(name: &SocketAddrUnix, address: &SocketAddress) -> Result<Option<Option<i32>>, BindError> {
-    let undecided = |errno: Errno| BindError::Undecided { address: address.clone(), source: errno.into() };
+    match connect(name) {
+        Ok(Occupied::By(pid)) => Ok(Some(pid)),
+        Ok(Occupied::Nobody) => Ok(None),
+        Err(errno) => Err(BindError::Undecided { address: address.clone(), source: errno.into() }),
+    }
+}
+
+/// Who answers at a name.
+enum Occupied {
+    /// A process, and its pid when the kernel tells.
+    By(Option<i32>),
+    Nobody,
+}
+
+fn connect(name: &SocketAddrUnix) -> Result<Occupied, Errno> {
     // Non-blocking: connect(2) to a listener whose queue is full would otherwise wait for as long as that lasts.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(undecided)?;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match rustix::io::retry_on_intr(|| rustix::net::connect(&fd, name)) {
-        Ok(()) => Ok(Some(peer::listener_pid(UnixStream::from(fd)))),
-        Err(Errno::AGAIN) => Ok(Some(None)),
-        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(None),
-        Err(errno) => Err(undecided(errno)),
+        Ok(()) => Ok(Occupied::By(peer::listener_pid(UnixStream::from(fd)))),
+        Err(Errno::AGAIN) => Ok(Occupied::By(None)),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(Occupied::Nobody),
+        Err(errno) => Err(errno),
     }
 }
 

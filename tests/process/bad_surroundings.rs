@@ -91,3 +91,38 @@ async fn a_key_id_that_could_not_be_remembered_is_remembered_when_the_disk_is_ba
     let said = running.until_status(Result::is_ok).await.unwrap();
     assert_eq!(said.key_id, moved);
 }
+
+#[tokio::test]
+async fn a_state_file_that_is_a_pipe_is_not_waited_for_and_one_that_others_can_write_is_not_obeyed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let site = Site::local();
+    let running = site.spawn();
+    let key_id = serves(&running).await;
+    assert!(running.stop().await.success());
+    std::fs::remove_file(site.state_file()).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, site.state_file(), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let running = site.spawn();
+    assert_eq!(serves(&running).await, key_id);
+    running.until_log("it is not a regular file").await;
+    assert!(running.stop().await.success());
+    assert!(std::fs::read_to_string(site.state_file()).unwrap().contains(&key_id), "and a good one is there again");
+
+    // Somebody says that this node has left the key_id of now.
+    let directory = site.state_file().parent().unwrap().to_owned();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::write(site.state_file(), format!("{{\"version\":1,\"left\":[\"{key_id}\"]}}")).unwrap();
+    let config = site.write_config();
+    let check = site.command(&["check", "--config", config.to_str().unwrap()]);
+    let remedy = format!("chmod go-w {}", directory.display());
+    assert!(String::from_utf8_lossy(&check.stdout).contains(&remedy), "{check:?}");
+    let running = site.spawn();
+    assert_eq!(serves(&running).await, key_id);
+    running.until_log("others can write to its directory").await;
+    running.until_log(&remedy).await;
+    assert!(running.stop().await.success());
+    // The remedy, word for word.
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let running = site.spawn();
+    assert_eq!(serves(&running).await, key_id);
+    assert!(!running.settled_log().await.contains("the state file cannot be used"), "{}", running.log());
+}

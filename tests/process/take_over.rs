@@ -149,3 +149,24 @@ async fn a_displaced_instance_leaves_a_rotation_to_its_successor() {
     assert_eq!(on_the_old_one.decrypt(answer, uid()).await.unwrap().plaintext, seed);
     assert!(old.stop().await.success());
 }
+
+/// Its socket file stays, and so does whoever is connected to the old instance.
+#[tokio::test]
+async fn an_instance_whose_successor_died_follows_a_rotation_again() {
+    let mut site = Site::aws();
+    site.set("probe: {interval: 1s, timeout: 900ms}");
+    let old = site.start().await;
+    let key_id = old.until_ok().await;
+    let mut on_the_old_one = old.client().await;
+    let new = successor(&site).await;
+    new.signal(Signal::STOP);
+    site.kms().rotate(ALIAS);
+    old.until_log("another instance has taken over; it follows the KEK version").await;
+    assert_eq!(on_the_old_one.status().await.unwrap().key_id, key_id);
+    new.kill();
+    let began = std::time::Instant::now();
+    while on_the_old_one.status().await.unwrap().key_id == key_id {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", old.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

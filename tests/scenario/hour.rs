@@ -128,7 +128,7 @@ async fn with_the_default_grace_the_last_two_minutes_of_an_hour_at_most_are_not_
     assert!(client.not_ok.is_empty(), "{:?}", client.not_ok);
     client.play(&world, &server, MINUTE * 10).await;
     assert_eq!(node.snapshot().state, "degraded");
-    assert!(client.not_ok.iter().all(|h| h.starts_with("deadline for 6") && h.ends_with("serving from memory")));
+    assert!(client.not_ok.iter().all(|h| h.starts_with("kms-unreachable for 6") && h.ends_with("serving from memory")));
     assert!(client.failures.is_empty(), "{:?}", client.failures);
     let report = server.report();
     assert_eq!(report.findings.iter().map(|f| f.code).collect::<Vec<_>>(), [FindingCode::HealthzNotOk]);
@@ -159,7 +159,7 @@ async fn a_plugin_that_is_restarted_in_the_middle_of_that_hour_lets_the_api_serv
         .await;
     assert_eq!(node.snapshot().state, "starting-known");
     let status = node.seat.status(PATIENCE).await.unwrap();
-    assert_eq!((status.healthz.as_str(), Some(status.key_id)), ("starting: deadline", key_id.clone()));
+    assert_eq!((status.healthz.as_str(), Some(status.key_id)), ("starting: kms-unreachable", key_id.clone()));
     // What only the KMS could open is refused, and in time.
     let EncryptResponse { ciphertext, key_id: of, annotations } = before.known[0].clone();
     let request = DecryptRequest { ciphertext, uid: String::new(), key_id: of, annotations };

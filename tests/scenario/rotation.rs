@@ -1,7 +1,7 @@
 //! docs/conformance.md, items 63 to 66, 69 and 70, and what the README says of rotation: each kind of it moves Status once,
 //! within the interval times the observations, and everything of before opens.
 
-use super::socket::{QUICK, Stage, moved, opens, quick, readyz, timeline, until_state};
+use super::socket::{QUICK, Stage, moved, opens, quick, readyz, timeline};
 use crate::support::fake_kms::{FakeKms, RotationEnd};
 use crate::support::hand::{assert_labelled_right, on_both_keks, rotate};
 use crate::support::site::{ALIAS, Running, Site, sealed, seed, uid};
@@ -240,8 +240,10 @@ async fn item_65_a_primary_that_is_set_back_is_not_followed_and_an_epoch_reinsta
     let second = moves_once(&site, &running, &stage, || site.kms().retarget_alias(ALIAS, "alias/other")).await;
     objects.extend(stage.write("b", 3));
     site.kms().retarget_alias(ALIAS, &first);
-    let (_, page) = until_state(&running, "coasting").await;
-    assert!(page.contains("reason=key-id-retired") && page.contains(&second), "{page}");
+    running.until_log("left: the KMS went back to a KEK version").await;
+    let (code, page) = readyz(&running).await;
+    assert!(code == 200 && page.contains("state=ready reason=key-id-retired") && page.contains(&second), "{page}");
+    assert_eq!(running.metric("kube_kms_kek_version_refused").await, 1.0);
     stage.play(200).await;
     objects.extend(stage.write("c", 3));
     site.set("epoch: 1");

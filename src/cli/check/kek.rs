@@ -145,11 +145,17 @@ fn aliases(config: &Config, candidate: &Candidate, found: &mut Findings) {
 fn remembered(config: &Config, candidate: &Candidate, found: &mut Findings) {
     let file = StateFile::new(&config.state_dir);
     // A damaged file is left to `serve` to set aside: check changes nothing.
-    let Ok(remembered) = file.peek() else {
-        return found.warning(
-            format!("{} cannot be read; serve will set it aside", file.path().display()),
-            "nothing, when the KMS answers: this node has forgotten which key_ids it left",
-        );
+    let remembered = match file.peek() {
+        Ok(remembered) => remembered,
+        Err(why) => {
+            return found.warning(
+                format!(
+                    "{} cannot be used ({why}); serve will set it aside, and this node forgets which key_ids it left",
+                    file.path().display()
+                ),
+                why.remedy(),
+            );
+        }
     };
     let digest = hex::encode(config.kek.context().digest());
     if remembered.context_digest.is_some_and(|old| old != digest) {

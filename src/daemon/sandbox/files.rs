@@ -38,6 +38,7 @@ pub(super) fn confine(need: &Need) -> io::Result<String> {
 fn restrict(need: &Need) -> Result<landlock::RestrictionStatus, RulesetError> {
     let read: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let write = read | make_bitflags!(AccessFs::{WriteFile | Truncate | RemoveFile | MakeReg | MakeSock});
+    let remake = write | make_bitflags!(AccessFs::{MakeDir});
     let connect = |port: &u16| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp));
     let bind = |port: &u16| Ok::<_, RulesetError>(NetPort::new(*port, AccessNet::BindTcp));
     Ruleset::default()
@@ -48,6 +49,7 @@ fn restrict(need: &Need) -> Result<landlock::RestrictionStatus, RulesetError> {
         .create()?
         .add_rules(path_beneath_rules(&need.read, read))?
         .add_rules(path_beneath_rules(&need.write, write))?
+        .add_rules(path_beneath_rules(&need.remake, remake))?
         .add_rules(need.connect.iter().map(connect))?
         .add_rules(need.bind.iter().map(bind))?
         .restrict_self()

@@ -8,6 +8,7 @@ use crate::config::{AwsKekConfig, Config, KekConfig};
 use crate::transport::address::{Place, SocketAddress};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const HTTPS: u16 = 443;
@@ -42,6 +43,8 @@ const SYSTEM: &[&str] = &["/dev/null", "/dev/urandom", "/proc/self", "/sys/fs/cg
 pub struct Need {
     pub(super) read: BTreeSet<PathBuf>,
     pub(super) write: BTreeSet<PathBuf>,
+    /// Where a directory that is written to may be made anew: what is above it, when nothing else is there.
+    pub(super) remake: BTreeSet<PathBuf>,
     pub(super) connect: BTreeSet<u16>,
     pub(super) bind: Option<u16>,
 }
@@ -57,6 +60,7 @@ impl Need {
         if let Some(dir) = socket_directory(config) {
             need.write.insert(dir);
         }
+        need.remake.extend(config.state_dir.parent().filter(|dir| need.is_ours_alone(dir)).map(Path::to_owned));
         need.bind = config.http.map(|address| address.port());
         need.connect.extend(&surroundings.ports);
         need.connect.extend(config.otlp.as_deref().and_then(surroundings::port_of));
@@ -92,6 +96,17 @@ impl Need {
         let files = other.read.iter().filter(|path| !has(path)).map(|path| path.display().to_string());
         let ports = other.connect.difference(&self.connect).map(|port| format!("TCP port {port}"));
         files.chain(ports).collect()
+    }
+
+    /// Whether there is nothing in this directory but what is written to anyway, and nobody else may put anything there.
+    ///
+    /// SECURITY: a right is bound to an inode, so a directory that was removed and made again is out of reach, unless the right
+    /// is on what is above it. That must not be a right on anything of others: never on all of /var/lib.
+    fn is_ours_alone(&self, dir: &Path) -> bool {
+        let Ok(meta) = std::fs::metadata(dir) else { return false };
+        let is_private = meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
+        let Ok(mut entries) = std::fs::read_dir(dir) else { return false };
+        is_private && dir.parent().is_some() && entries.all(|e| e.is_ok_and(|e| self.write.contains(&e.path())))
     }
 
     /// The directory of a file, and of what it points to; the file alone where it is a mount of its own, which cannot be

@@ -124,6 +124,73 @@ fn child_in_landlock() {
 }
 
 #[test]
+fn a_state_directory_that_was_removed_is_made_and_written_again_where_its_parent_is_ours_alone() {
+    if !landlock_is_here() {
+        println!("SKIPPED: a_state_directory_that_was_removed_is_made_and_written_again: no landlock");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    in_a_child("child_whose_state_directory_is_removed", dir.path());
+}
+
+#[test]
+#[ignore = "run as a child process: it is confined for good"]
+fn child_whose_state_directory_is_removed() {
+    let dir = told_dir();
+    let (mut config, file) = configuration(&dir, "");
+    config.harden.seccomp = Enforce::None;
+    config.state_dir = dir.join("own/state");
+    std::fs::create_dir_all(&config.state_dir).unwrap();
+    // Whoever is outside: a thread that was there before.
+    let (ask, asked) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for work in asked {
+            work();
+            tell.send(()).unwrap();
+        }
+    });
+    let outside = |work: Box<dyn FnOnce() + Send>| {
+        ask.send(work).unwrap();
+        told.recv().unwrap();
+    };
+    Sandbox::enter(&config, &file, &Surroundings::default()).unwrap();
+    let state = crate::service::state_file::StateFile::new(&config.state_dir);
+    let remembered = crate::service::state_file::Remembered::default();
+    for made_again in [false, true] {
+        let path = config.state_dir.clone();
+        outside(Box::new(move || {
+            std::fs::remove_dir_all(&path).unwrap();
+            if made_again {
+                std::fs::create_dir(&path).unwrap();
+            }
+        }));
+        state.save(&remembered).unwrap();
+    }
+    assert!(durable::write(&dir.join("elsewhere/new"), b"x", Existing::Replace).is_err(), "nothing else is given away");
+    assert!(std::fs::create_dir(dir.join("made")).is_err());
+}
+
+#[test]
+fn what_is_above_the_state_directory_is_given_only_where_nothing_of_others_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut config, file) = configuration(dir.path(), "");
+    let remake = |config: &Config| Need::of(config, &file, &Surroundings::default()).remake;
+    assert!(remake(&config).is_empty(), "keyring and configuration are beside it");
+    config.state_dir = dir.path().join("own/state");
+    std::fs::create_dir_all(&config.state_dir).unwrap();
+    let own = dir.path().join("own");
+    assert_eq!(remake(&config), [own.clone()].into());
+    put(own.join("of-others"), "x");
+    assert!(remake(&config).is_empty());
+    std::fs::remove_file(own.join("of-others")).unwrap();
+    std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    assert!(remake(&config).is_empty(), "others may put something there");
+    config.state_dir = "/var/lib/kube-kms".into();
+    assert!(remake(&config).is_empty());
+}
+
+#[test]
 fn after_it_no_program_no_namespace_no_tracing_and_no_writable_code() {
     let dir = tempfile::tempdir().unwrap();
     in_a_child("child_in_seccomp", dir.path());

@@ -1,11 +1,16 @@
 use super::*;
 use crate::core::health::OnDenied;
+use crate::core::kek_ref::{KekKind, KekRef};
 use crate::core::port::{Clock as _, Moment};
 use crate::core::uid::Uid;
 use crate::service::decrypt::DecryptInput;
 use crate::service::peer::Session;
 use crate::service::plugin::Encrypted;
 use crate::service::probe_fixture::{HandClock, Remembering, ScriptedKek, entry, key_id_of, plugin};
+use crate::service::rhythm::rotation_seen_within;
+use crate::service::saver::PATIENCE;
+use crate::service::saver::tests::ScriptedDisk;
+use crate::service::state_file::StateFile;
 use crate::service::write_state::tests::settings;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -13,14 +18,21 @@ use tokio::task::JoinHandle;
 const INTERVAL: Duration = Duration::from_secs(60);
 
 fn after(failures: u32, reason: Reason) -> Record {
-    (0..failures).fold(Record::after_success(Moment(0)), |r, _| r.after_failure(reason, Moment(1), &settings().policy))
+    (0..failures).fold(Record::after_success(Moment(0)), |r, _| {
+        r.after_failure(reason, Testimony::of(reason, &settings().policy), Moment(1), &settings().policy)
+    })
+}
+
+fn coasting(because: Reason) -> State {
+    State::Coasting { because, age: Duration::ZERO }
 }
 
 #[test]
 fn a_healthy_kek_is_asked_once_an_interval_and_recovery_is_noticed_within_ten_seconds() {
-    assert_eq!(wait_after(&after(0, Reason::Deadline), true, false, INTERVAL), INTERVAL);
+    assert_eq!(wait_after(&after(0, Reason::Deadline), &State::Ready, false, INTERVAL), INTERVAL);
     for failures in 1..100 {
-        let wait = wait_after(&after(failures, Reason::KmsUnreachable), true, false, INTERVAL);
+        let wait =
+            wait_after(&after(failures, Reason::KmsUnreachable), &coasting(Reason::KmsUnreachable), false, INTERVAL);
         // A probe that began just before the recovery hangs until its time is over.
         let hung = settings().probe_timeout;
         assert!(hung + wait.mul_f64(1.1) < Duration::from_secs(9), "{failures}: {wait:?}");
@@ -29,9 +41,11 @@ fn a_healthy_kek_is_asked_once_an_interval_and_recovery_is_noticed_within_ten_se
 
 #[test]
 fn a_kms_that_throttles_is_asked_less_and_a_changed_version_sooner() {
-    assert!(wait_after(&after(1, Reason::KmsThrottled), true, false, INTERVAL) > INTERVAL);
-    assert!(wait_after(&after(0, Reason::Deadline), true, true, INTERVAL) < Duration::from_secs(5));
-    assert!(wait_after(&after(0, Reason::Deadline), false, true, INTERVAL) < Duration::from_secs(1));
+    let throttled = after(1, Reason::KmsThrottled);
+    assert!(wait_after(&throttled, &coasting(Reason::KmsThrottled), false, INTERVAL) > INTERVAL);
+    assert!(wait_after(&after(0, Reason::Deadline), &State::Ready, true, INTERVAL) < Duration::from_secs(5));
+    let starting = State::Starting { because: None };
+    assert!(wait_after(&after(0, Reason::Deadline), &starting, true, INTERVAL) < Duration::from_secs(1));
 }
 
 /// A supervisor whose rounds the test calls, and everything around it.
@@ -51,8 +65,16 @@ impl Bench {
 
     /// A new process on this state directory.
     fn with(settings: Settings, dir: TempDir) -> Self {
-        let (kek, clock, observer) =
-            (ScriptedKek::new("A"), Arc::<HandClock>::default(), Arc::<Remembering>::default());
+        Self::with_clock(settings, dir, HandClock::default())
+    }
+
+    /// A new process whose clock goes with the runtime's.
+    fn in_time(settings: Settings) -> Self {
+        Self::with_clock(settings, tempfile::tempdir().unwrap(), HandClock::going())
+    }
+
+    fn with_clock(settings: Settings, dir: TempDir, clock: HandClock) -> Self {
+        let (kek, clock, observer) = (ScriptedKek::new("A"), Arc::new(clock), Arc::<Remembering>::default());
         let state_file = StateFile::new(dir.path());
         let remembered = state_file.load();
         let plugin = plugin(&kek, settings, &clock, &observer, remembered.key_id.clone());
@@ -62,6 +84,14 @@ impl Bench {
 
     async fn rounds(&mut self, count: usize) {
         for _ in 0..count {
+            self.supervisor.round().await;
+        }
+    }
+
+    /// Rounds that are far enough apart for each answer to count.
+    async fn spread_rounds(&mut self, count: usize) {
+        for _ in 0..count {
+            self.clock.advance(Duration::from_secs(5));
             self.supervisor.round().await;
         }
     }
@@ -76,7 +106,7 @@ impl Bench {
     }
 
     fn because(&self) -> Option<Reason> {
-        self.plugin.published().state.because()
+        self.plugin.snapshot().because
     }
 
     /// healthz and key_id, which Encrypt must agree with when it answers.
@@ -182,7 +212,7 @@ async fn a_version_that_was_left_is_refused_and_sealing_goes_on_under_the_one_th
     bench.rotate("B").await;
     bench.rotate("A").await;
     bench.rounds(5).await;
-    assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::KeyIdRetired)));
+    assert_eq!((bench.state(), bench.because()), ("ready", Some(Reason::KeyIdRetired)));
     assert_eq!(bench.status(), ok("B"));
     bench.kek.set(|script| script.version = "B");
     bench.rounds(1).await;
@@ -278,9 +308,9 @@ async fn a_dead_kek_is_revoked_at_the_second_answer_wiped_and_back_when_it_is_en
     let sealed = bench.plugin.encrypt(b"seed").unwrap();
     assert_eq!(bench.plugin.keyring().len(), 1);
     bench.kek.fail(Some(Reason::KekDisabled));
-    bench.rounds(1).await;
+    bench.spread_rounds(1).await;
     assert_eq!((bench.state(), bench.status()), ("coasting", ok("A")), "one answer is not enough");
-    bench.rounds(1).await;
+    bench.spread_rounds(1).await;
     assert_eq!(bench.state(), "revoked");
     assert_eq!(bench.plugin.status().unwrap_err().reason(), Reason::KekDisabled);
     assert_eq!(bench.plugin.encrypt(b"seed").unwrap_err().reason(), Reason::KekDisabled);
@@ -300,17 +330,14 @@ async fn a_dead_answer_to_a_wrap_revokes_nothing_while_our_own_dek_still_unwraps
     let mut bench = Bench::new();
     bench.rounds(1).await;
     bench.kek.set(|script| script.wrap_fails = Some(Reason::KekDisabled));
-    bench.rounds(5).await;
+    bench.spread_rounds(100).await;
     assert_eq!((bench.state(), bench.because(), bench.status()), ("coasting", Some(Reason::KekUnusable), ok("A")));
     assert_eq!(bench.plugin.keyring().len(), 1);
     bench.kek.set(|script| script.unwrap_fails = Some(Reason::KmsUnreachable));
-    bench.rounds(5).await;
+    bench.spread_rounds(5).await;
     assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::KmsUnreachable)), "no proof");
-    bench.kek.set(|script| script.unwrap_fails = Some(Reason::PolicyDenied));
-    bench.rounds(5).await;
-    assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::PolicyDenied)), "no proof either");
     bench.kek.set(|script| script.unwrap_fails = Some(Reason::KekDisabled));
-    bench.rounds(2).await;
+    bench.spread_rounds(2).await;
     assert_eq!((bench.state(), bench.because()), ("revoked", Some(Reason::KekDisabled)));
     assert!(bench.plugin.keyring().is_empty());
 }
@@ -324,9 +351,9 @@ async fn a_kek_that_is_dead_before_the_first_write_state_takes_the_deks_of_reads
     assert_eq!(bench.open(&sealed).await.unwrap(), b"seed");
     assert_eq!((bench.state(), bench.plugin.keyring().len()), ("starting-known", 1));
     bench.kek.fail(Some(Reason::KekDisabled));
-    bench.rounds(1).await;
+    bench.spread_rounds(1).await;
     assert_eq!(bench.plugin.keyring().len(), 1, "one answer is not enough");
-    bench.rounds(1).await;
+    bench.spread_rounds(1).await;
     assert_eq!((bench.state(), bench.plugin.keyring().len()), ("revoked", 0));
     assert_eq!(bench.open(&sealed).await.unwrap_err().reason(), Reason::KekDisabled);
 }
@@ -339,7 +366,7 @@ async fn a_denial_coasts_or_revokes_as_the_operator_says() {
         let mut bench = Bench::with(settings, tempfile::tempdir().unwrap());
         bench.rounds(1).await;
         bench.kek.fail(Some(Reason::PolicyDenied));
-        bench.rounds(2).await;
+        bench.spread_rounds(2).await;
         assert_eq!((bench.state(), bench.because()), (expected, Some(Reason::PolicyDenied)));
     }
 }
@@ -374,7 +401,7 @@ async fn a_disk_that_cannot_be_written_does_not_stop_anything() {
     let mut bench = Bench::new();
     let occupied = dir.path().join("a-file");
     crate::durable::write(&occupied, b"x", crate::durable::Existing::Refuse).unwrap();
-    bench.supervisor.state_file = StateFile::new(&occupied);
+    bench.supervisor.saver = Saver::new(Box::new(StateFile::new(&occupied)));
     bench.rounds(1).await;
     assert_eq!((bench.state(), bench.status()), ("ready", ok("A")));
     bench.rotate("B").await;
@@ -525,8 +552,299 @@ async fn what_a_connection_was_told_holds_for_a_few_seconds_and_never_past_a_rev
     told.status(&bench.plugin).status.as_ref().unwrap();
     bench.rotate("C").await;
     bench.kek.fail(Some(Reason::KekDisabled));
-    bench.rounds(2).await;
+    bench.spread_rounds(2).await;
     assert_eq!(bench.state(), "revoked");
     assert_eq!(told.encrypt(&bench.plugin, b"seed").unwrap_err().reason(), Reason::KekDisabled);
     assert!(bench.plugin.published().previous.is_none(), "its DEK is wiped with the others");
+}
+
+/// AWS looks at the caller's rights first: a key that is disabled and whose role has lost its rights answers "denied" only.
+#[tokio::test]
+async fn a_dead_answer_is_confirmed_by_a_denial_and_not_forgotten_over_an_outage() {
+    for between in [vec![], vec![Reason::KmsUnreachable; 5], vec![Reason::KmsThrottled, Reason::Deadline]] {
+        for second in [Reason::PolicyDenied, Reason::CredentialsRejected, Reason::KekPendingDeletion] {
+            let mut bench = Bench::new();
+            bench.rounds(1).await;
+            for reason in std::iter::once(&Reason::KekDisabled).chain(&between) {
+                bench.kek.fail(Some(*reason));
+                bench.spread_rounds(1).await;
+                assert_eq!(bench.state(), "coasting", "{between:?}");
+            }
+            bench.kek.fail(Some(second));
+            bench.spread_rounds(1).await;
+            assert_eq!((bench.state(), bench.plugin.keyring().len()), ("revoked", 0), "{between:?} {second}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_good_answer_between_two_dead_ones_starts_the_count_again() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    for _ in 0..5 {
+        bench.kek.fail(Some(Reason::KekDisabled));
+        bench.spread_rounds(1).await;
+        assert_eq!(bench.state(), "coasting");
+        bench.kek.fail(None);
+        bench.spread_rounds(1).await;
+        assert_eq!(bench.state(), "ready");
+    }
+    for denied in 0..100 {
+        bench.kek.fail(Some(Reason::PolicyDenied));
+        bench.spread_rounds(1).await;
+        assert_eq!(bench.state(), "coasting", "denied alone, {denied}");
+    }
+}
+
+/// Whoever disables a key and takes Decrypt away hides the one by the other, and a KMS that throttles us may do so for long.
+#[tokio::test]
+async fn a_dead_answer_whose_proof_is_denied_counts_and_one_without_an_answer_does_not_wait_for_ever() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    bench.kek.set(|script| {
+        (script.wrap_fails, script.unwrap_fails) = (Some(Reason::KekDisabled), Some(Reason::PolicyDenied))
+    });
+    bench.spread_rounds(1).await;
+    assert_eq!(bench.state(), "coasting", "one answer is not enough");
+    bench.spread_rounds(1).await;
+    assert_eq!(bench.state(), "revoked");
+
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    bench.kek.set(|script| {
+        (script.wrap_fails, script.unwrap_fails) = (Some(Reason::KekDisabled), Some(Reason::KmsThrottled))
+    });
+    let mut rounds = 0;
+    while bench.state() != "revoked" {
+        bench.spread_rounds(1).await;
+        rounds += 1;
+        assert!(rounds < 30, "never");
+    }
+    assert!(rounds > 5, "it is asked again first: {rounds}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn four_seconds_of_dead_answers_wipe_nothing_however_often_the_supervisor_is_woken() {
+    for offset in 0..30 {
+        let Going { kek, plugin, reloads: _open, task, _dir, .. } = Bench::in_time(settings()).go();
+        tokio::time::sleep(Duration::from_secs(50) + Duration::from_millis(700) * offset).await;
+        kek.fail(Some(Reason::KekGone));
+        for _ in 0..40 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            plugin.wake().notify_one();
+        }
+        kek.fail(None);
+        for _ in 0..100 {
+            assert_ne!(plugin.published().state.label(), "revoked", "offset {offset}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(plugin.published().state.label(), "ready");
+        task.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_was_left_is_no_outage_and_never_stops_or_degrades_anything() {
+    let mut settings = settings();
+    (settings.policy.grace, settings.policy.stop_after) = (Duration::from_secs(5), Some(Duration::from_secs(12)));
+    let mut bench = Bench::with(settings, tempfile::tempdir().unwrap());
+    bench.rounds(1).await;
+    bench.rotate("B").await;
+    bench.rotate("A").await;
+    for _ in 0..20 {
+        bench.spread_rounds(1).await;
+        assert_eq!((bench.state(), bench.status()), ("ready", ok("B")));
+        assert!(!bench.plugin.is_outage());
+        assert_eq!(bench.plugin.snapshot().because, Some(Reason::KeyIdRetired), "it is said");
+    }
+    bench.kek.set(|script| script.version = "B");
+    bench.rounds(1).await;
+    assert_eq!(bench.plugin.snapshot().because, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_api_server_sees_of_throttling_ends_within_ten_seconds_of_its_end() {
+    for (grace, stop_after) in [(10, None), (10, Some(20))] {
+        for offset in [0, 7, 31, 58, 90] {
+            let mut settings = settings();
+            (settings.policy.grace, settings.policy.stop_after) =
+                (Duration::from_secs(grace), stop_after.map(Duration::from_secs));
+            let Going { kek, plugin, reloads: _open, task, _dir, .. } = Bench::in_time(settings).go();
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            kek.fail(Some(Reason::KmsThrottled));
+            tokio::time::sleep(Duration::from_secs(130 + offset)).await;
+            let seen = plugin.published().state.label();
+            assert_eq!(seen, if stop_after.is_some() { "stopped" } else { "degraded" });
+            kek.fail(None);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(plugin.published().state.label(), "ready", "grace {grace} offset {offset}");
+            task.abort();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn grace_and_stop_after_are_kept_to_the_moment_whatever_the_probes_do() {
+    for (reason, hangs) in [(Reason::KmsUnreachable, false), (Reason::KmsThrottled, false), (Reason::Deadline, true)] {
+        let mut settings = settings();
+        (settings.policy.grace, settings.policy.stop_after) =
+            (Duration::from_secs(300), Some(Duration::from_secs(700)));
+        let Going { kek, plugin, clock, reloads: _open, task, _dir, .. } = Bench::in_time(settings).go();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let label = || plugin.published().state.label();
+        kek.set(|script| (script.wrap_fails, script.unwrap_fails, script.hangs) = (Some(reason), Some(reason), hangs));
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(label(), "coasting", "{reason}");
+        let began = plugin.published().last_good.unwrap();
+        for (after, before, then) in [(300, "coasting", "degraded"), (700, "degraded", "stopped")] {
+            let edge = Duration::from_secs(after) - clock.now().since(began);
+            tokio::time::sleep(edge - Duration::from_millis(20)).await;
+            assert_eq!(label(), before, "{reason}");
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            assert_eq!(label(), then, "{reason}");
+        }
+        task.abort();
+    }
+}
+
+/// A hang is how a KMS is away, and says so; `deadline` is what a caller is told of its own time.
+#[tokio::test]
+async fn a_kms_that_hangs_is_said_to_be_unreachable() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    bench.kek.fail(Some(Reason::Deadline));
+    bench.rounds(1).await;
+    assert_eq!((bench.state(), bench.because()), ("coasting", Some(Reason::KmsUnreachable)));
+}
+
+/// With the only blocking thread taken nothing can be written, as on a disk that stalls.
+#[test]
+fn a_disk_that_stalls_delays_a_rotation_by_two_seconds_and_nothing_else() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let mut bench = Bench::new();
+        bench.rounds(1).await;
+        bench.kek.set(|script| script.version = "B");
+        bench.rounds(1).await;
+        let (free, taken) = std::sync::mpsc::channel::<()>();
+        let blocker = tokio::task::spawn_blocking(move || taken.recv());
+        let round = tokio::time::timeout(Duration::from_secs(30), bench.supervisor.round()).await;
+        assert!(round.is_ok(), "it waits for the disk for ever");
+        assert_eq!(bench.status(), ok("B"));
+        free.send(()).unwrap();
+        blocker.await.unwrap().unwrap();
+    });
+}
+
+/// fsync takes 25 s, as on a disk that many share: neither the start, nor a rotation, nor the notice of a disabled KEK waits.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_stalls_delays_neither_the_start_nor_the_notice_of_a_dead_kek_and_is_written_in_the_end() {
+    let mut bench = Bench::in_time(settings());
+    let disk = ScriptedDisk::default();
+    disk.set(Duration::from_secs(25), false);
+    bench.supervisor.saver = Saver::new(Box::new(disk.clone()));
+    let Going { kek, plugin, reloads: _open, task, _dir, .. } = bench.go();
+    let second = Duration::from_secs(1);
+    tokio::time::sleep(PATIENCE + second / 10).await;
+    assert_eq!(plugin.status().unwrap().key_id, key_id_of("A", 0), "it serves");
+    kek.set(|script| script.version = "B");
+    let Settings { probe_interval, probe_timeout, observations, .. } = settings();
+    tokio::time::sleep(rotation_seen_within(probe_interval, probe_timeout, observations)).await;
+    assert_eq!(plugin.status().unwrap().key_id, key_id_of("B", 0));
+    disk.set(Duration::from_secs(100_000), false);
+    kek.set(|script| script.version = "C");
+    tokio::time::sleep(rotation_seen_within(probe_interval, probe_timeout, observations)).await;
+    assert_eq!(plugin.status().unwrap().key_id, key_id_of("C", 0));
+    kek.fail(Some(Reason::KekDisabled));
+    tokio::time::sleep(health::noticed_within(probe_interval, probe_timeout, 2)).await;
+    assert_eq!(plugin.published().state.label(), "revoked");
+    kek.fail(None);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    disk.set(Duration::ZERO, false);
+    tokio::time::sleep(Duration::from_secs(100_000)).await;
+    assert_eq!(disk.content().unwrap().key_id, Some(key_id_of("C", 0)));
+    assert_eq!(disk.content().unwrap().left, [key_id_of("A", 0), key_id_of("B", 0)]);
+    task.abort();
+}
+
+/// The disk says only after the start what this node remembers.
+#[tokio::test(start_paused = true)]
+async fn a_memory_that_comes_late_is_kept_and_joined_with_what_was_reported_meanwhile() {
+    for reported_first in [false, true] {
+        let mut bench = Bench::in_time(settings());
+        let disk = ScriptedDisk::default();
+        bench.supervisor.saver = Saver::new(Box::new(disk.clone()));
+        let late = tokio::spawn(async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let remembered = Remembered::default().after(&key_id_of("Z", 0), "00".to_owned());
+            remembered.after(&key_id_of("Y", 0), "00".to_owned())
+        });
+        bench.supervisor = bench.supervisor.with_late_memory(Some(late));
+        bench.kek.fail((!reported_first).then_some(Reason::KmsUnreachable));
+        let Going { kek, plugin, reloads: _open, task, _dir, .. } = bench.go();
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        assert_eq!((plugin.status().is_ok(), disk.content()), (reported_first, None), "nothing is written over");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let now = if reported_first { "A" } else { "Y" };
+        assert_eq!(plugin.status().unwrap().key_id, key_id_of(now, 0));
+        if reported_first {
+            assert_eq!(disk.content().unwrap().left, [key_id_of("Z", 0), key_id_of("Y", 0)]);
+        }
+        kek.fail(None);
+        kek.set(|script| script.version = "Z");
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(plugin.status().unwrap().key_id, key_id_of(now, 0), "what was left does not come back");
+        task.abort();
+    }
+}
+
+/// While nobody notices, a KMS that throttles us is not asked more than one that is well, although its answers to others call
+/// for a probe.
+#[tokio::test(start_paused = true)]
+async fn answers_of_a_kms_that_throttles_call_for_a_probe_and_not_for_more_than_when_all_is_well() {
+    let Going { kek, plugin, reloads: _open, task, _dir, .. } = Bench::in_time(settings()).go();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    kek.fail(Some(Reason::KmsThrottled));
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    let named = KekRef::new(KekKind::LOCAL, "kek").unwrap();
+    let before = kek.wraps();
+    for _ in 0..1800 {
+        plugin.kek_answers(&named);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let asked = kek.wraps() - before;
+    assert!((26..=34).contains(&asked), "{asked} in half an hour");
+    kek.fail(None);
+    plugin.kek_answers(&named);
+    tokio::time::sleep(INTERVAL.mul_f64(1.1)).await;
+    assert_eq!(plugin.published().state.label(), "ready", "and not after twice that time");
+    task.abort();
+}
+
+/// The bounds that the pages give, from the worst moment on.
+#[tokio::test(start_paused = true)]
+async fn a_dead_kek_and_a_rotation_are_noticed_within_what_the_pages_say() {
+    let Settings { probe_interval, probe_timeout, observations, policy, .. } = settings();
+    let (mut noticed, mut seen) = (Duration::ZERO, Duration::ZERO);
+    for offset in 0..40 {
+        let Going { kek, plugin, reloads: _open, task, _dir, .. } = Bench::in_time(settings()).go();
+        tokio::time::sleep(Duration::from_secs(50) + Duration::from_millis(500) * offset).await;
+        let until = async |is_done: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !is_done() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            began.elapsed()
+        };
+        kek.set(|script| script.version = "B");
+        seen = seen.max(until(&|| plugin.status().unwrap().key_id == key_id_of("B", 0)).await);
+        tokio::time::sleep(Duration::from_millis(1500) * offset).await;
+        kek.fail(Some(Reason::KekDisabled));
+        noticed = noticed.max(until(&|| plugin.published().state.label() == "revoked").await);
+        task.abort();
+    }
+    let bound = health::noticed_within(probe_interval, probe_timeout, policy.confirmations);
+    assert!(noticed <= bound && noticed > bound / 2, "{noticed:?}, and the bound is {bound:?}");
+    let bound = rotation_seen_within(probe_interval, probe_timeout, observations);
+    assert!(seen <= bound && seen > bound / 2, "{seen:?}, and the bound is {bound:?}");
 }

@@ -236,6 +236,30 @@ fn whoever_watches_sees_a_successor_take_the_path_and_nothing_else() {
 }
 
 #[test]
+fn a_successor_that_died_has_taken_nothing_and_one_that_is_busy_has() {
+    let (_dir, address, path) = place();
+    let (_listener, file) = fresh(&address).unwrap().into_parts();
+    let watch = file.watch().unwrap();
+    let (listener, left) = bind(address, 0o600, Takeover::Displace).unwrap().into_parts();
+    // As a kill -9 leaves it: the file stays, and nobody listens.
+    std::mem::forget(left);
+    rustix::net::listen(&listener, 0).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(fd) = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None) {
+        if rustix::net::connect(&fd, &SocketAddrUnix::new(&path).unwrap()).is_err() {
+            break;
+        }
+        waiting.push(fd);
+    }
+    assert!(watch.is_displaced(), "its queue is full, and it is there");
+    drop((listener, waiting));
+    while UnixStream::connect(&path).is_ok() {
+        std::thread::yield_now();
+    }
+    assert!(!watch.is_displaced(), "nobody listens there");
+}
+
+#[test]
 fn of_two_that_bind_at_once_exactly_one_wins() {
     for stale in [false, true] {
         for _ in 0..20 {

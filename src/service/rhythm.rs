@@ -1,0 +1,63 @@
+//! When the KMS is asked next, and within what time that notices a rotation.
+//!
+//! Guarantees: a healthy KMS is asked once an interval; one that is away often enough for its return to be seen within 10 s; one
+//! that throttles us less often than a healthy one, while nobody notices. Refuses to know what is done with an answer.
+
+use crate::core::fault::Reason;
+use crate::core::health::{self, Record, State};
+use crate::service::saver::PATIENCE;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A changed KEK version is asked for again after this time.
+const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
+/// Failed probes are repeated after this time, doubled each time, up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// So that recovery is noticed within 10 s (docs/conformance.md, item 28): the last probe before it may have hung for
+/// `probe.timeout`, 2 s by default, and this is what follows, with a tenth of jitter.
+const RETRY_LONGEST: Duration = Duration::from_secs(6);
+/// A KMS that throttles us is asked less often than when all is well, not more, while nobody notices.
+const THROTTLED_FACTOR: u32 = 2;
+/// No timer is set for less: a clock may be a hair behind the runtime's.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// The longest time from a rotation until Status reports it, by the settings alone, the wait for the disk included: the probe
+/// that has just begun is answered, the next one comes an interval later, and each further look some seconds after it.
+#[must_use]
+pub fn rotation_seen_within(interval: Duration, timeout: Duration, observations: u32) -> Duration {
+    let looks = OBSERVE_AGAIN.min(interval).saturating_mul(observations.saturating_sub(1));
+    let calls = timeout.saturating_mul(observations.saturating_add(1)).saturating_mul(2);
+    interval.saturating_add(looks).mul_f64(health::JITTER_MOST).saturating_add(calls).saturating_add(PATIENCE)
+}
+
+/// How long after a round the next one begins, before jitter.
+pub(super) fn wait_after(record: &Record, state: &State, observing: bool, interval: Duration) -> Duration {
+    let is_starting = matches!(state, State::Starting { .. } | State::StartingKnown { .. });
+    let retry = RETRY_FIRST
+        .saturating_mul(1_u32.checked_shl(record.failures().saturating_sub(1)).unwrap_or(u32::MAX))
+        .min(RETRY_LONGEST);
+    match record.trouble() {
+        None if observing && is_starting => RETRY_FIRST,
+        None if observing => OBSERVE_AGAIN.min(interval),
+        None if is_starting && record.refused().is_some() => RETRY_LONGEST.min(interval),
+        None => interval,
+        // While the API server sees it, it has to end soon; while nobody does, a KMS that throttles us is spared.
+        Some(Reason::KmsThrottled) if matches!(state, State::Coasting { .. }) => {
+            interval.saturating_mul(THROTTLED_FACTOR)
+        }
+        Some(_) if record.is_to_be_confirmed() => health::CONFIRM_AFTER,
+        Some(_) => retry,
+    }
+}
+
+pub(super) fn later(from: Instant, by: Duration) -> Instant {
+    from.checked_add(by).unwrap_or(from)
+}
+
+/// Ends after so long, or never.
+pub(super) async fn at_change(after: Option<Duration>) {
+    match after {
+        Some(after) => tokio::time::sleep(after.max(SHORTEST)).await,
+        None => std::future::pending().await,
+    }
+}
