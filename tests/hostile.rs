@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// How long each attack lasts.
 const ATTACK: Duration = Duration::from_secs(3);
-/// What an attack may cost: the buffers of its connections.
+/// What an attack may cost: the buffers of its connections. SECURITY.md derives it.
 const MEMORY_KIB: u64 = 96 * 1024;
 /// A debug build, on a machine where other tests run; the release build is an order of magnitude below.
 const P99_MAX: Duration = Duration::from_secs(1);
@@ -220,6 +220,55 @@ async fn requests_that_never_end() {
         held.len() as u64
     })
     .await;
+}
+
+/// As much as h2 and the windows take, of messages as large as they may be and never whole.
+async fn large_messages_that_never_end(connections: usize) {
+    let head = [&[0][..], &65_536_u32.to_be_bytes()].concat();
+    under(&format!("{connections} connections of half-open large requests"), Site::local(), move |running, until| {
+        let (mut held, mut sent) = (Vec::new(), 0);
+        while held.len() < connections && Instant::now() < until {
+            let Ok(mut stream) = greet(running, &[]) else { continue };
+            stream.set_nonblocking(true).unwrap();
+            let mut bytes = Vec::new();
+            for n in 0..200 {
+                bytes.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &request_headers(ENCRYPT)));
+                bytes.extend(frame(0, 0, 2 * n + 1, &head));
+            }
+            for _ in 0..3 {
+                (0..200).for_each(|n| bytes.extend(frame(0, 0, 2 * n + 1, &[7; 16_384])));
+            }
+            held.push((stream, bytes, 0));
+        }
+        // All of them at once, as fast as they are read, or not at all.
+        let mut sink = [0; 65_536];
+        while Instant::now() < until + ATTACK {
+            let mut is_stuck = true;
+            for (stream, bytes, at) in &mut held {
+                while stream.read(&mut sink).is_ok_and(|n| n > 0) {}
+                if let Ok(n) = stream.write(&bytes[*at..]) {
+                    is_stuck &= n == 0;
+                    *at += n;
+                    sent += n as u64;
+                }
+            }
+            if is_stuck {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        sent
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn large_messages_that_never_end_on_one_connection() {
+    large_messages_that_never_end(1).await;
+}
+
+#[tokio::test]
+async fn large_messages_that_never_end_on_many_connections() {
+    large_messages_that_never_end(256).await;
 }
 
 #[tokio::test]

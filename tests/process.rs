@@ -10,3 +10,4 @@ mod sandbox;
 mod service_manager;
 mod stranger;
 mod take_over;
+mod terminal;
