@@ -28,6 +28,14 @@ fn resident_kib(running: &Running) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
+/// What the static pod as it is shipped may take.
+fn pod_limit_kib() -> u64 {
+    let pod = std::fs::read_to_string("deploy/kubernetes/static-pod.yaml").unwrap();
+    let limits = pod.split_once("limits:").unwrap().1.trim_start();
+    let mib = limits.strip_prefix("memory: ").unwrap().split_once("Mi").unwrap().0;
+    mib.parse::<u64>().unwrap() * 1024
+}
+
 /// Milliseconds of CPU that the process has had.
 fn cpu_ms(running: &Running) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap();
@@ -128,6 +136,7 @@ async fn under(name: &str, site: Site, attack: impl FnOnce(&Running, Instant) ->
     );
     assert!(amount.load(Ordering::Relaxed) > 0, "{name}: there was no attack");
     assert!(most - before < MEMORY_KIB, "{name}: {before} to {most} KiB");
+    assert!(most < pod_limit_kib(), "{name}: {most} KiB, and a pod gets {}", pod_limit_kib());
     assert!(p99 < P99_MAX, "{name}: p99 {p99:?}");
     // Whoever comes now is served as well.
     running.until_ok().await;
@@ -228,23 +237,23 @@ async fn large_messages_that_never_end(connections: usize) {
     under(&format!("{connections} connections of half-open large requests"), Site::local(), move |running, until| {
         let (mut held, mut sent) = (Vec::new(), 0);
         while held.len() < connections && Instant::now() < until {
-            let Ok(mut stream) = greet(running, &[]) else { continue };
+            let Ok(stream) = greet(running, &[]) else { continue };
             stream.set_nonblocking(true).unwrap();
-            let mut bytes = Vec::new();
-            for n in 0..200 {
-                bytes.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &request_headers(ENCRYPT)));
-                bytes.extend(frame(0, 0, 2 * n + 1, &head));
-            }
-            for _ in 0..3 {
-                (0..200).for_each(|n| bytes.extend(frame(0, 0, 2 * n + 1, &[7; 16_384])));
-            }
-            held.push((stream, bytes, 0));
+            held.push((stream, 0));
+        }
+        let mut bytes = Vec::new();
+        for n in 0..200 {
+            bytes.extend(frame(HEADERS, END_HEADERS, 2 * n + 1, &request_headers(ENCRYPT)));
+            bytes.extend(frame(0, 0, 2 * n + 1, &head));
+        }
+        for _ in 0..3 {
+            (0..200).for_each(|n| bytes.extend(frame(0, 0, 2 * n + 1, &[7; 16_384])));
         }
         // All of them at once, as fast as they are read, or not at all.
         let mut sink = [0; 65_536];
         while Instant::now() < until + ATTACK {
             let mut is_stuck = true;
-            for (stream, bytes, at) in &mut held {
+            for (stream, at) in &mut held {
                 while stream.read(&mut sink).is_ok_and(|n| n > 0) {}
                 if let Ok(n) = stream.write(&bytes[*at..]) {
                     is_stuck &= n == 0;
