@@ -99,8 +99,11 @@ async fn item_14_a_message_that_never_comes_is_waited_for_until_the_deadline_and
     let began = Instant::now();
     let mut waiting = Vec::new();
     for (path, first_bytes) in [(STATUS, &[][..]), (ENCRYPT, &[0, 0, 0]), (DECRYPT, &[0, 0, 0, 0, 9, 1, 2])] {
-        let request =
-            http::Request::post(format!("http://localhost{path}")).header("grpc-timeout", "1S").body(()).unwrap();
+        let request = http::Request::post(format!("http://localhost{path}"))
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "1S")
+            .body(())
+            .unwrap();
         let (answer, mut stream) = send.send_request(request, false).unwrap();
         stream.send_data(Bytes::copy_from_slice(first_bytes), false).unwrap();
         waiting.push((path, answer, stream));

@@ -65,6 +65,6 @@ async fn item_15_a_directory_where_strangers_could_replace_the_socket_is_refused
         assert!(running.log().contains("belongs to user 5555"), "{}", running.log());
         std::os::unix::fs::chown(&open, Some(0), Some(5555)).unwrap();
         std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o770)).unwrap();
-        site.start().await.until_log("whoever is in this group can put a socket of his own").await;
+        site.spawn().until_log("whoever is in this group can put a socket of his own").await;
     }
 }
