@@ -154,7 +154,7 @@ async fn item_14_a_message_in_many_pieces_is_one_message_and_two_messages_are_re
 }
 
 #[tokio::test]
-async fn item_14_what_is_not_grpc_is_refused_in_the_words_of_http() {
+async fn what_is_not_grpc_is_refused_in_the_words_of_http() {
     let running = Site::local().start().await;
     let (send, connection) = h2::client::handshake(dial(&running.target).unwrap()).await.unwrap();
     tokio::spawn(connection);
@@ -178,7 +178,7 @@ async fn item_14_what_is_not_grpc_is_refused_in_the_words_of_http() {
 }
 
 #[tokio::test]
-async fn item_14_a_flood_of_one_kind_of_failure_is_a_few_lines_and_says_how_many_were_left_out() {
+async fn a_flood_of_one_kind_of_failure_is_a_few_lines_and_says_how_many_were_left_out() {
     let site = Site::local();
     let running = site.start().await;
     let mut client = running.client().await;
