@@ -31,7 +31,8 @@ const HEADERS_MAX: u32 = 16 * 1024;
 /// Until when the preface has to be there: whoever connects and says nothing is not a client.
 const HELLO: Duration = Duration::from_secs(10);
 /// Bytes that a client may send before it is read: for a call one message, for a connection what it may make us keep in h2.
-const CALL_WINDOW: u32 = (limit::MESSAGE_MAX + message::HEAD) as u32;
+const CALL_WINDOW: u32 = 64 * 1024 + 5;
+const _: () = assert!(CALL_WINDOW as usize == limit::MESSAGE_MAX + message::HEAD, "one whole message");
 const CONNECTION_WINDOW: u32 = 128 * 1024;
 
 /// A request with the way back.

@@ -228,7 +228,7 @@ mod tests {
         let mut pieces = vec![0, 0, 1, 0, 0];
         for size in [1, 600, 30_000, 34_000, 935] {
             add(&mut pieces, &vec![0; size]).unwrap();
-            assert!(pieces.capacity() <= (2 * pieces.len()).max(PIECE).min(MESSAGE_MAX + HEAD), "{}", pieces.len());
+            assert!(pieces.capacity() <= (2 * pieces.len()).clamp(PIECE, MESSAGE_MAX + HEAD), "{}", pieces.len());
         }
         assert_eq!(pieces.len(), MESSAGE_MAX + HEAD);
         assert!(add(&mut pieces, &[0]).is_err(), "more than the message");
