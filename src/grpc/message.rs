@@ -7,6 +7,7 @@
 
 use crate::core::fault::{Fault, Reason};
 use crate::core::limit::MESSAGE_MAX;
+use crate::service::waiting_room::{Place, WaitingRoom};
 use bytes::{BufMut, Bytes};
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -15,12 +16,15 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use prost::Message;
 use std::future::poll_fn;
+use std::sync::Arc;
 use tonic::Status;
 
 /// Bytes before a message: one of flags, four of length.
 pub(super) const HEAD: usize = 5;
 /// Bytes that a message in pieces has room for at first.
 const PIECE: usize = 512;
+/// Bytes of an unfinished message from which on it takes a place among the large ones: what kube-apiserver sends is mostly smaller.
+const SMALL: usize = 1024;
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -66,16 +70,35 @@ pub(super) fn refuse_foreign(head: &Parts) -> Result<(), StatusCode> {
 ///
 /// # Cancel safety
 /// What was read is lost; the stream is good for an answer only.
-pub(super) async fn read(body: &mut RecvStream, headers: &HeaderMap) -> Result<Bytes, Refusal> {
+pub(super) async fn read(
+    body: &mut RecvStream,
+    headers: &HeaderMap,
+    incomplete: &Arc<WaitingRoom>,
+) -> Result<Bytes, Refusal> {
     refuse_compression(headers)?;
     let mut pieces = Vec::new();
-    while let Some(chunk) = poll_fn(|cx| body.poll_data(cx)).await {
+    let mut place: Option<Place> = None;
+    loop {
+        let next = poll_fn(|cx| body.poll_data(cx));
+        let chunk = match &mut place {
+            None => next.await,
+            Some(place) => tokio::select! {
+                biased;
+                chunk = next => chunk,
+                // SECURITY: large messages that never end would fill the memory.
+                () = place.is_needed() => return Err(Fault::new(Reason::Overloaded).into()),
+            },
+        };
+        let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|error| Status::internal(format!("the request broke off: {error}")))?;
         if body.is_end_stream() && pieces.is_empty() {
             return message_of(chunk);
         }
         // SECURITY: a copy, because a byte that is kept keeps the whole of the buffer that it was read into.
         add(&mut pieces, &chunk)?;
+        if pieces.len() > SMALL && place.is_none() {
+            place = Some(incomplete.enter());
+        }
         // The window is given back for what is within our own bound; at the end of a stream h2 gives back the rest by itself.
         body.flow_control().release_capacity(chunk.len()).ok();
     }

@@ -180,18 +180,13 @@ impl KmsServer {
 
     /// Reads the message; what has arrived already costs no timer.
     async fn read_in_time(&self, body: &mut RecvStream, headers: &HeaderMap) -> Result<Bytes, Refusal> {
-        let mut message = pin!(message::read(body, headers));
+        let mut message = pin!(message::read(body, headers, &self.0.incomplete));
         if let Poll::Ready(message) = poll_fn(|cx| Poll::Ready(message.as_mut().poll(cx))).await {
             return message;
         }
-        let mut place = self.0.incomplete.enter();
-        tokio::select! {
-            biased;
-            message = tokio::time::timeout(patience(headers), message) => {
-                message.unwrap_or_else(|_| Err(status(&Fault::new(Reason::Deadline), &Uid::parse("")).into()))
-            }
-            // SECURITY: messages that never end would fill the memory.
-            () = place.is_needed() => Err(Fault::new(Reason::Overloaded).into()),
+        match tokio::time::timeout(patience(headers), message).await {
+            Ok(message) => message,
+            Err(_) => Err(status(&Fault::new(Reason::Deadline), &Uid::parse("")).into()),
         }
     }
 
