@@ -9,6 +9,7 @@ mod load;
 mod matrix;
 mod probe;
 mod proxy;
+mod seeds;
 mod stranded;
 mod throttled;
 mod wiped;

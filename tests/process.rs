@@ -11,3 +11,4 @@ mod service_manager;
 mod stalling_disk;
 mod stranger;
 mod take_over;
+mod terminal;

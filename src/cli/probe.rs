@@ -20,7 +20,8 @@ const FRAMING: usize = 60;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kube-kms probe --socket unix:///run/kube-kms/kms.sock\n  \
-kube-kms probe --socket unix:///@kms --output json\n\nExit status 4 when nobody answers, 6 when an answer is not as \
+kube-kms probe --socket unix:///@kms --output json\n  \
+kube-kms probe --live --socket unix:///run/kube-kms/kms.sock   # for a liveness probe\n\nExit status 4 when nobody answers, 6 when an answer is not as \
 kube-apiserver needs it.")]
 pub(super) struct Arguments {
     /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
@@ -29,6 +30,9 @@ pub(super) struct Arguments {
     /// Deadline of each call, as `timeout` in the EncryptionConfiguration
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Only ask whether the plugin answers at all, whatever it says of itself and of its KMS: what a restart could change
+    #[arg(long, conflicts_with = "output")]
+    live: bool,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     output: Format,
@@ -85,6 +89,9 @@ struct DecryptReport {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let (address, target) = super::socket(&arguments.socket)?;
+    if arguments.live {
+        return super::runtime()?.block_on(live(&address, target, arguments.timeout));
+    }
     let report = super::runtime()?.block_on(probe(&address, target, arguments.timeout))?;
     match arguments.output {
         Format::Json => output::json(&report),
@@ -93,12 +100,32 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(if report.problems.is_empty() { Exit::Done } else { Exit::VerificationFailed })
 }
 
-async fn probe(address: &SocketAddress, target: Target, timeout: Duration) -> Result<Report, Failure> {
-    let mut client = KmsClient::connect(target, timeout).await.map_err(|e| {
+async fn connect(address: &SocketAddress, target: Target, timeout: Duration) -> Result<KmsClient, Failure> {
+    KmsClient::connect(target, timeout).await.map_err(|e| {
         Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
             .because(&e)
             .hint("is the plugin running, and may this user open its socket?")
-    })?;
+    })
+}
+
+/// A Status in which the plugin says that it is starting, that its KMS is away or that this user may not ask is an answer too.
+async fn live(address: &SocketAddress, target: Target, timeout: Duration) -> Result<Exit, Failure> {
+    let said = match connect(address, target, timeout).await?.status().await {
+        Ok(status) => format!("healthz {:?}", status.healthz),
+        // A status with a source is none of the plugin's: the connection or the clock of this end made it.
+        Err(status) if std::error::Error::source(&status).is_none() => describe(&status),
+        Err(status) => {
+            return Err(Failure::new(Exit::Unreachable, format!("no answer on {address}"))
+                .because(&status)
+                .hint("a plugin that hangs has to be restarted; its log says what it did last"));
+        }
+    };
+    output::line(format!("alive: {said}"));
+    Ok(Exit::Done)
+}
+
+async fn probe(address: &SocketAddress, target: Target, timeout: Duration) -> Result<Report, Failure> {
+    let mut client = connect(address, target, timeout).await?;
     let mut problems = Vec::new();
 
     let watch = Stopwatch::start();

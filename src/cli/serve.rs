@@ -4,12 +4,14 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
 use crate::daemon::{self, Options, Ready, StartError};
 use clap::Args;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  kube-kms serve --config /etc/kube-kms/config.yaml\n  \
 kube-kms serve --config /etc/kube-kms/config.yaml --take-over   # replace a running instance without a gap\n\n\
-SIGTERM ends it after running calls have ended; SIGHUP, or a changed file, reloads the configuration.")]
+SIGTERM ends it after running calls have ended; SIGHUP, or a changed file, reloads the configuration. With a terminal as \
+stdin or stderr SIGHUP ends it too: it comes when the terminal is closed.")]
 pub(super) struct Arguments {
     /// The configuration file
     #[arg(long, value_name = "FILE", env = "KUBE_KMS_CONFIG", default_value = "/etc/kube-kms/config.yaml")]
@@ -24,7 +26,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let config = daemon::absolute(&arguments.config);
-    let options = Options { config, take_over: arguments.take_over };
+    let has_terminal = std::io::stdin().is_terminal() || std::io::stderr().is_terminal();
+    let options = Options { config, take_over: arguments.take_over, has_terminal };
     let on_ready: Option<daemon::OnReady> = arguments.print_setup.then(|| Box::new(print_setup) as daemon::OnReady);
     daemon::run(&options, on_ready).map_err(|error| failure(&error))?;
     Ok(Exit::Done)

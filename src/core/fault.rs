@@ -169,6 +169,7 @@ reasons! {
     KeyIdTooLong, Malformed, "key-id-too-long", "the key_id is longer than 1024 bytes";
     AnnotationMissing, Malformed, "annotation-missing", "an annotation that this plugin always writes is missing";
     AnnotationInvalid, Malformed, "annotation-invalid", "an annotation is not as this plugin writes it";
+    MessageInvalid, Malformed, "message-invalid", "the message is larger than 64 KiB, or is not one of KMS v2";
     AnnotationsTooLarge, Malformed, "annotations-too-large", "the annotations are larger than 32 KiB";
     KekNotConfigured, KekUnknown, "kek-not-configured", "the KEK named in the annotations is not in this plugin's configuration; add it under `read`";
     KekUnusable, KekUnknown, "kek-unusable", "the KEK cannot wrap data keys as it is configured";

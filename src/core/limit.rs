@@ -8,6 +8,12 @@ pub const CIPHERTEXT_MAX: usize = 1024;
 pub const KEY_ID_MAX: usize = 1024;
 /// Bytes of all annotation names and values together at most. SPEC: kube-apiserver `annotationsMaxSize`, 32 kB.
 pub const ANNOTATIONS_MAX: usize = 32 * 1024;
+/// Bytes of a request's message at most: what the largest Decrypt is made of (34 KiB), and room for its uid and framing.
+pub const MESSAGE_MAX: usize = (CIPHERTEXT_MAX + KEY_ID_MAX + ANNOTATIONS_MAX).next_power_of_two();
+/// Bytes of the messages of all calls in flight at most, before new ones are refused as overloaded.
+pub const MESSAGES_IN_FLIGHT_MAX: usize = 24 << 20;
+/// Requests at most whose message is large and not whole yet; the oldest is refused when there is one more.
+pub const MESSAGES_INCOMPLETE_MAX: usize = 256;
 /// Bytes of a wrapped DEK at most: twice what the largest provider is known to return, far under [`ANNOTATIONS_MAX`].
 pub const WRAPPED_DEK_MAX: usize = 8 * 1024;
 /// Seals under one DEK at most, whatever the configuration says. SPEC: NIST SP 800-38D 8.3, 2^32 random 96-bit nonces.

@@ -58,6 +58,8 @@ pub struct Options {
     pub config: PathBuf,
     /// Bind although another instance is listening there.
     pub take_over: bool,
+    /// A terminal is at stdin or stderr: when it is closed, which is a SIGHUP, the process ends.
+    pub has_terminal: bool,
 }
 
 /// How long blocking threads may take to end.
@@ -177,7 +179,8 @@ async fn serve(
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
     let metrics = Arc::new(Metrics::new());
     let observer: Arc<dyn Observer> = Arc::<Metrics>::clone(&metrics);
-    let mut signals = Signals::new().map_err(|e| StartError::System(format!("signals cannot be caught: {e}")))?;
+    let mut signals =
+        Signals::new(options.has_terminal).map_err(|e| StartError::System(format!("signals cannot be caught: {e}")))?;
 
     let state_file = StateFile::new(&config.state_dir);
     let (remembered, late) = recall(&state_file).await;

@@ -1,4 +1,5 @@
-//! The signals that mean something: SIGTERM and SIGINT stop, SIGHUP reloads.
+//! The signals that mean something: SIGTERM and SIGINT stop, SIGHUP reloads, and stops a process that has a terminal, because
+//! it is how the kernel and the shell say that the terminal is closed.
 
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,14 +10,16 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    has_terminal: bool,
 }
 
 impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(has_terminal: bool) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            has_terminal,
         })
     }
 
@@ -29,8 +32,19 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Wish::Stop,
             _ = self.interrupt.recv() => Wish::Stop,
-            _ = self.hang_up.recv() => Wish::Reload,
+            _ = self.hang_up.recv() => self.hung_up(),
         }
+    }
+
+    fn hung_up(&self) -> Wish {
+        if !self.has_terminal {
+            return Wish::Reload;
+        }
+        tracing::warn!(
+            target: "kube_kms::daemon",
+            "SIGHUP, and a terminal is at stdin or stderr: it was closed, so this process ends. To reload, change the file"
+        );
+        Wish::Stop
     }
 
     /// Returns when one of them asks to stop; what else they ask for before is dropped.
@@ -45,7 +59,7 @@ impl Signals {
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// SIGTERM, SIGINT.
+    /// SIGTERM, SIGINT, a terminal that was closed.
     Stop,
     /// SIGHUP.
     Reload,

@@ -31,7 +31,8 @@ pub fn look(config: &Config, address: &SocketAddress) -> Look {
         Place::Abstract(_) => {
             let mut abstract_name = Findings::about("socket");
             abstract_name.note(
-                "an abstract socket has no permissions: every process in the network namespace can connect, and only its uid is checked",
+                "an abstract socket has no permissions: every process in the network namespace can connect, and only its uid is checked; \
+                 while nobody serves, every one of them can take the name, and kube-apiserver would send it seeds",
                 "use a socket file where kube-apiserver is 1.32 or newer",
             );
             findings.extend(abstract_name.into_list());
@@ -60,9 +61,9 @@ pub fn look(config: &Config, address: &SocketAddress) -> Look {
     Look { findings, is_served }
 }
 
-fn directory(config: &Config, socket: &Path) -> Vec<Finding> {
+fn directory(config: &Config, file: &Path) -> Vec<Finding> {
     let mut found = Findings::about("socket-directory");
-    let dir = socket.parent().unwrap_or(Path::new("/"));
+    let dir = file.parent().unwrap_or(Path::new("/"));
     let shown = dir.display();
     if std::fs::symlink_metadata(dir).is_ok_and(|m| m.is_symlink()) {
         found.warning(
@@ -100,13 +101,17 @@ fn directory(config: &Config, socket: &Path) -> Vec<Finding> {
     let (owner, euid) = (metadata.uid(), rustix::process::geteuid());
     if owner != 0 && euid.is_root() {
         found.note(
-            format!("{shown} belongs to user {owner}, and this is root"),
+            format!("{shown} belongs to user {owner}, and this is root: serve as root would refuse it"),
             format!("check as the user who serves; if that is not {owner}, give the directory to him"),
         );
-    } else if owner != 0 && owner != euid.as_raw() {
+    }
+    if let Some((open, gid)) = socket::open_to_group(dir) {
         found.warning(
-            format!("{shown} belongs to user {owner}, who can replace the socket"),
-            "give it to root or to the user who serves",
+            format!(
+                "whoever is in group {gid} may write to {}, and put a socket of his own in the place of ours",
+                open.display()
+            ),
+            format!("chmod g-w {}", open.display()),
         );
     }
     match host::filesystem(dir) {

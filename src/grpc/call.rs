@@ -28,11 +28,13 @@ pub(super) struct Calls {
     clock: Arc<dyn Clock>,
     log: RequestLog,
     in_flight: AtomicUsize,
+    /// Bytes of their messages.
+    held: AtomicUsize,
 }
 
 impl Calls {
     pub(super) fn new(observer: Arc<dyn Observer>, clock: Arc<dyn Clock>) -> Self {
-        Self { observer, clock, log: RequestLog::default(), in_flight: AtomicUsize::new(0) }
+        Self { observer, clock, log: RequestLog::default(), in_flight: AtomicUsize::new(0), held: AtomicUsize::new(0) }
     }
 
     pub(super) fn begin(&self, rpc: Rpc, headers: &HeaderMap) -> Call<'_> {
@@ -40,7 +42,7 @@ impl Calls {
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let crowded = in_flight >= limit::CALLS_IN_FLIGHT_MAX;
         let span = span::server(rpc.method(), headers);
-        Call { calls: self, rpc, began: self.clock.now(), crowded, ended: false, span }
+        Call { calls: self, rpc, began: self.clock.now(), crowded, held: 0, ended: false, span }
     }
 
     /// Logs what was answered.
@@ -68,13 +70,18 @@ pub(super) struct Call<'a> {
     rpc: Rpc,
     began: Moment,
     crowded: bool,
+    held: usize,
     ended: bool,
     span: Span,
 }
 
 impl Call<'_> {
-    pub(super) fn admitted(&self) -> Result<(), Fault> {
-        if self.crowded { Err(Reason::Overloaded.into()) } else { Ok(()) }
+    /// Whether there is room for it, with so many bytes that it holds until its end.
+    pub(super) fn admitted(&mut self, held: usize) -> Result<(), Fault> {
+        self.held = held;
+        let before = self.calls.held.fetch_add(held, Ordering::Relaxed);
+        let is_too_much = before.saturating_add(held) > limit::MESSAGES_IN_FLIGHT_MAX;
+        if self.crowded || is_too_much { Err(Reason::Overloaded.into()) } else { Ok(()) }
     }
 
     /// The end of an Encrypt or a Decrypt that went well; what it returns is logged when the answer has been sent.
@@ -147,6 +154,7 @@ impl Drop for Call<'_> {
         }
         self.calls.observer.rpc_in_flight(self.rpc, -1);
         self.calls.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.calls.held.fetch_sub(self.held, Ordering::Relaxed);
     }
 }
 

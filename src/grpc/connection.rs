@@ -1,12 +1,16 @@
 //! One HTTP/2 connection: takes requests in, has them answered, and ends well.
 //!
 //! Guarantees: what arrives together is answered together, so that the answers share one write (the first of a crowd may have one of
-//! its own); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
+//! its own, and each with a seed in it has: [`super::reply`]); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
 //! waits for it; after `stop` there is a GOAWAY, and running calls end. Refuses to know what a request asks. SPEC: RFC 9113.
 
+use crate::core::limit;
+use crate::grpc::message;
+use crate::grpc::reply::{Outbox, Reply};
 use crate::grpc::request_log::Served;
 use crate::grpc::server::KmsServer;
 use crate::service::peer::Peer;
+use crate::service::waiting_room::Place;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Builder, Connection, SendResponse};
@@ -17,7 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 /// Calls at once on one connection; more wait at the client.
@@ -26,8 +30,10 @@ const STREAMS_MAX: u32 = 200;
 const HEADERS_MAX: u32 = 16 * 1024;
 /// Until when the preface has to be there: whoever connects and says nothing is not a client.
 const HELLO: Duration = Duration::from_secs(10);
-/// Bytes that a client may send before it is read, for a call and for a connection.
-const WINDOW: u32 = 1 << 20;
+/// Bytes that a client may send before it is read: for a call one message, for a connection what it may make us keep in h2.
+const CALL_WINDOW: u32 = 64 * 1024 + 5;
+const _: () = assert!(CALL_WINDOW as usize == limit::MESSAGE_MAX + message::HEAD, "one whole message");
+const CONNECTION_WINDOW: u32 = 128 * 1024;
 
 /// A request with the way back.
 type Arrival = (Request<RecvStream>, SendResponse<Bytes>);
@@ -36,8 +42,12 @@ type Arrival = (Request<RecvStream>, SendResponse<Bytes>);
 ///
 /// # Cancel safety
 /// Dropping the future drops the connection; its calls see that their caller is gone.
-pub(super) async fn serve<C>(stream: C, server: KmsServer, peer: Peer, mut stop: watch::Receiver<bool>)
-where
+pub(super) async fn serve<C>(
+    stream: C,
+    server: KmsServer,
+    (peer, mut silent): (Peer, Place),
+    mut stop: watch::Receiver<bool>,
+) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = Arc::new(peer);
@@ -47,7 +57,9 @@ where
         shaken = timeout(HELLO, settings().handshake::<_, Bytes>(stream)) => shaken,
         // Whoever has not even said hello has no call to lose.
         _ = &mut stopped => return,
+        () = silent.is_needed() => return,
     };
+    drop(silent);
     // SECURITY: without a limit, connections that never say hello would use up the file descriptors.
     let Ok(Ok(mut connection)) = shaken.inspect(|shaken| log_refusal(shaken.as_ref().err())) else {
         return;
@@ -55,29 +67,43 @@ where
     let mut is_stopping = false;
     let (mut arrived, mut rhythm) = (Vec::new(), Rhythm::default());
     let mut answered = Answered { server: &server, all: Vec::new() };
+    let (later, mut late) = mpsc::unbounded_channel::<Reply>();
+    let mut outbox = Outbox::default();
     loop {
         let is_open = poll_fn(|cx| {
             if !is_stopping && stopped.as_mut().poll(cx).is_ready() {
                 connection.graceful_shutdown();
                 is_stopping = true;
             }
+            while let Poll::Ready(Some(reply)) = late.poll_recv(cx) {
+                outbox.add(reply);
+            }
             let taken = take_in(&mut connection, &mut arrived, &mut rhythm, cx);
             // The answers are sent.
             answered.log();
-            taken
+            match taken {
+                Poll::Ready(Taken::Some) => Poll::Ready(true),
+                Poll::Ready(Taken::Over) => Poll::Ready(false),
+                Poll::Ready(Taken::All) | Poll::Pending => {
+                    outbox.written();
+                    if taken.is_pending() && outbox.is_empty() { Poll::Pending } else { Poll::Ready(true) }
+                }
+            }
         });
         let is_open = is_open.await;
         for (request, to) in arrived.drain(..) {
             let mut response = Box::pin(server.clone().respond(Arc::clone(&peer), request, to));
             // Woken by nobody: when it is not over at once, its task asks again.
             match response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(served) => answered.all.extend(served),
+                Poll::Ready(reply) => reply.into_iter().for_each(|reply| outbox.add(reply)),
                 Poll::Pending => {
-                    let server = server.clone();
-                    tokio::spawn(async move { response.await.iter().for_each(|served| server.log(served)) });
+                    let later = later.clone();
+                    // Nobody takes it when the connection is gone.
+                    tokio::spawn(async move { response.await.map(|reply| later.send(reply).ok()) });
                 }
             }
         }
+        outbox.give(&mut answered.all);
         if !is_open {
             return;
         }
@@ -114,8 +140,8 @@ fn log_refusal(error: Option<&h2::Error>) {
 fn settings() -> Builder {
     let mut settings = Builder::new();
     settings
-        .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_window_size(CALL_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_MAX);
     settings
@@ -151,13 +177,23 @@ impl Rhythm {
     }
 }
 
-/// What is there and is to be answered together, and sends what waits to be sent; `false` when the connection is over.
+/// What was taken in.
+enum Taken {
+    /// What is to be answered before the next is looked for.
+    Some,
+    /// All that was there, and what waited to be written has been written as far as the client takes it. So it has on `Pending`.
+    All,
+    /// The connection is over.
+    Over,
+}
+
+/// What is there and is to be answered together, and sends what waits to be sent.
 fn take_in<C>(
     connection: &mut Connection<C, Bytes>,
     arrived: &mut Vec<Arrival>,
     rhythm: &mut Rhythm,
     cx: &mut Context<'_>,
-) -> Poll<bool>
+) -> Poll<Taken>
 where
     C: AsyncRead + AsyncWrite + Unpin,
 {
@@ -166,19 +202,19 @@ where
             Poll::Ready(Some(Ok(arrival))) => {
                 arrived.push(arrival);
                 if rhythm.is_alone() {
-                    return Poll::Ready(true);
+                    return Poll::Ready(Taken::Some);
                 }
             }
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "a connection broke off");
-                return Poll::Ready(false);
+                return Poll::Ready(Taken::Over);
             }
-            Poll::Ready(None) => return Poll::Ready(false),
+            Poll::Ready(None) => return Poll::Ready(Taken::Over),
             Poll::Pending if arrived.is_empty() => {
                 rhythm.rest();
                 return Poll::Pending;
             }
-            Poll::Pending => return Poll::Ready(true),
+            Poll::Pending => return Poll::Ready(Taken::All),
         }
     }
 }

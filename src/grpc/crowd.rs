@@ -5,30 +5,41 @@
 //! is. SPEC: kube-apiserver has one connection, two for a while during a reload.
 
 use crate::service::peer::Peer;
+use crate::service::waiting_room::{Place, WaitingRoom};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections of allowed peers at once. Each may hold 1 MiB of unread messages and 200 calls.
-const ALLOWED_MAX: usize = 256;
+/// Connections of allowed peers at once; SECURITY.md says what each of them may hold.
+const ALLOWED_MAX: usize = 64;
 /// Connections of others at once: enough to tell each of them that he is refused.
-const STRANGERS_MAX: usize = 64;
+const STRANGERS_MAX: usize = 32;
+/// Connections at once that have not said hello: fewer than there are places, so that they cannot take all of them.
+const SILENT_MAX: usize = 24;
 
 /// The places that are left.
 #[derive(Debug)]
 pub(super) struct Crowd {
     allowed: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
+    silent: Arc<WaitingRoom>,
 }
 
 impl Crowd {
     pub(super) fn new() -> Self {
-        Self { allowed: Arc::new(Semaphore::new(ALLOWED_MAX)), strangers: Arc::new(Semaphore::new(STRANGERS_MAX)) }
+        Self {
+            allowed: Arc::new(Semaphore::new(ALLOWED_MAX)),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            silent: WaitingRoom::new(SILENT_MAX),
+        }
     }
 
     /// A place for a connection of this peer, to keep as long as it lives; `None` when it has to go.
-    pub(super) fn admit(&self, peer: &Peer) -> Option<OwnedSemaphorePermit> {
-        let places = if peer.allowed { &self.allowed } else { &self.strangers };
-        Arc::clone(places).try_acquire_owned().ok()
+    /// With it comes the place among those who have said nothing yet.
+    pub(super) fn admit(&self, peer: &Peer) -> Option<(OwnedSemaphorePermit, Place)> {
+        // Our own user's liveness probe is refused in words where he may not call, and is never crowded out by strangers.
+        let is_ours = peer.uid == rustix::process::geteuid().as_raw();
+        let places = if peer.allowed || is_ours { &self.allowed } else { &self.strangers };
+        Some((Arc::clone(places).try_acquire_owned().ok()?, self.silent.enter()))
     }
 }
 
@@ -37,7 +48,7 @@ mod tests {
     use super::*;
 
     fn peer(allowed: bool) -> Peer {
-        Peer { uid: 1, pid: None, allowed, session: Arc::default() }
+        Peer { uid: 65_534, pid: None, allowed, session: Arc::default() }
     }
 
     #[test]

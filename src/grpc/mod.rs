@@ -11,6 +11,7 @@ pub mod connection;
 mod crowd;
 pub mod deadline;
 pub mod message;
+mod reply;
 pub mod request_log;
 pub mod server;
 pub mod status;

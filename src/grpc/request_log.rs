@@ -2,8 +2,8 @@
 //!
 //! A request that was served is logged after its answer has been sent ([`Served`]): nobody waits for a line.
 //!
-//! SECURITY: plaintext, ciphertext and annotations never get here. Lines that a hostile or broken peer can cause without
-//! end (malformed and refused requests) are limited to a few per second; how many were left out is said.
+//! SECURITY: plaintext, ciphertext and annotations never get here. Lines about what failed, which a hostile peer or a hostile
+//! etcd can cause without end, are limited to a few per second and class; how many were left out is said.
 
 use crate::core::fault::{Class, Fault};
 use crate::core::key_id::KeyId;
@@ -11,10 +11,11 @@ use crate::core::port::Moment;
 use crate::core::uid::Uid;
 use crate::service::observer::Rpc;
 use crate::service::write_state::WriteState;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Lines about malformed or refused requests in one window.
+/// Lines about requests that failed in one class, in one window.
 const PER_WINDOW: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -51,7 +52,8 @@ impl Under {
 /// Writes the lines.
 #[derive(Debug, Default)]
 pub struct RequestLog {
-    window: Mutex<Window>,
+    /// By the label of the class, so that a flood of one hides no other.
+    windows: Mutex<HashMap<&'static str, Window>>,
 }
 
 #[derive(Debug, Default)]
@@ -82,30 +84,31 @@ impl RequestLog {
     /// A request that failed.
     pub fn failed(&self, rpc: Rpc, uid: &Uid, fault: &Fault, elapsed: Duration, now: Moment) {
         let (rpc, outcome, code) = (rpc.label(), fault.reason().label(), fault.class().code().label());
-        let elapsed_us = microseconds(elapsed);
+        let Some(unreported) = self.admit(fault.class().label(), now) else { return };
+        let (elapsed_us, error) = (microseconds(elapsed), fault.known_causes());
         match fault.class() {
             Class::Malformed | Class::PeerRefused => {
-                let Some(unreported) = self.admit(now) else { return };
-                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, unreported, "refused: {fault}");
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, unreported, error, "refused: {fault}");
             }
             Class::KekDead | Class::OpenFailed | Class::Broken => {
-                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.known_causes(), "failed: {fault}");
+                tracing::error!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, unreported, error, "failed: {fault}");
             }
             _ => {
-                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, error = fault.known_causes(), "failed: {fault}");
+                tracing::warn!(target: "kube_kms::rpc", rpc, %uid, outcome, code, elapsed_us, unreported, error, "failed: {fault}");
             }
         }
     }
 
     /// A connection that was closed because there are too many.
     pub fn no_place(&self, peer_uid: u32, now: Moment) {
-        let Some(unreported) = self.admit(now) else { return };
+        let Some(unreported) = self.admit("no-place", now) else { return };
         tracing::warn!(target: "kube_kms::rpc", peer_uid, unreported, "too many connections; one more was closed");
     }
 
-    /// `Some` with the number of lines left out before, when this line may be written.
-    fn admit(&self, now: Moment) -> Option<u64> {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+    /// `Some` with the number of lines of this class left out before, when this line may be written.
+    fn admit(&self, class: &'static str, now: Moment) -> Option<u64> {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.entry(class).or_default();
         if now.since(window.began) >= WINDOW {
             window.began = now;
             window.written = 0;
@@ -130,9 +133,10 @@ mod tests {
     #[test]
     fn a_flood_is_cut_and_the_next_line_says_how_much_was_unreported() {
         let log = RequestLog::default();
-        let admitted = (0..100).filter(|_| log.admit(Moment(5)).is_some()).count();
+        let admitted = (0..100).filter(|_| log.admit("malformed", Moment(5)).is_some()).count();
         assert_eq!(admitted, 10);
-        assert_eq!(log.admit(Moment(1_100_000_000)), Some(90));
-        assert_eq!(log.admit(Moment(1_100_000_000)), Some(0));
+        assert_eq!(log.admit("open-failed", Moment(5)), Some(0), "another class has lines of its own");
+        assert_eq!(log.admit("malformed", Moment(1_100_000_000)), Some(90));
+        assert_eq!(log.admit("malformed", Moment(1_100_000_000)), Some(0));
     }
 }

@@ -5,12 +5,15 @@
 
 use crate::api::v2::{DecryptRequest, EncryptRequest};
 use crate::core::fault::{Fault, Reason};
+use crate::core::limit;
 use crate::core::port::Clock;
 use crate::core::uid::Uid;
 use crate::grpc::call::Calls;
 use crate::grpc::connection;
 use crate::grpc::crowd::Crowd;
 use crate::grpc::deadline::patience;
+use crate::grpc::message::{Outcome, Refusal, decoded};
+use crate::grpc::reply::Reply;
 use crate::grpc::request_log::{Served, Under};
 use crate::grpc::status::status;
 use crate::grpc::{answer, message};
@@ -18,12 +21,12 @@ use crate::service::decrypt::DecryptInput;
 use crate::service::observer::{Observer, Rpc};
 use crate::service::peer::{Peer, Session};
 use crate::service::plugin::Plugin;
+use crate::service::waiting_room::WaitingRoom;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::request::Parts;
 use http::{HeaderMap, Request};
-use prost::Message;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -38,6 +41,9 @@ use tonic::transport::server::Connected;
 
 pub use crate::grpc::answer::API_VERSION;
 
+/// Bytes that an annotation takes beside its name and value.
+const ANNOTATION: usize = 128;
+
 /// Serves KMS v2 over the plugin.
 #[derive(Clone, Debug)]
 pub struct KmsServer(Arc<Shared>);
@@ -45,6 +51,8 @@ pub struct KmsServer(Arc<Shared>);
 /// The answer to a request that went well.
 struct Answer {
     frame: Bytes,
+    /// Whether a seed is in it.
+    is_secret: bool,
     /// What is to be logged of it.
     served: Option<Served>,
 }
@@ -53,13 +61,16 @@ struct Answer {
 struct Shared {
     plugin: Arc<Plugin>,
     calls: Calls,
+    /// Requests whose message is not whole yet.
+    incomplete: Arc<WaitingRoom>,
 }
 
 impl KmsServer {
     /// A server over this plugin.
     #[must_use]
     pub fn new(plugin: Arc<Plugin>, observer: Arc<dyn Observer>, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Shared { plugin, calls: Calls::new(observer, clock) }))
+        let incomplete = WaitingRoom::new(limit::MESSAGES_INCOMPLETE_MAX);
+        Self(Arc::new(Shared { plugin, calls: Calls::new(observer, clock), incomplete }))
     }
 
     /// Serves these connections until `shutdown`, then sends GOAWAY and lets running calls end. A connection that fails ends alone.
@@ -84,11 +95,11 @@ impl KmsServer {
                     next = connections.next() => match next {
                         Some(Ok(stream)) => {
                             let peer = stream.connect_info();
-                            let Some(place) = crowd.admit(&peer) else {
+                            let Some((place, silent)) = crowd.admit(&peer) else {
                                 self.0.calls.refuse_connection(&peer);
                                 continue;
                             };
-                            let served = connection::serve(stream, self.clone(), peer, stopped.clone());
+                            let served = connection::serve(stream, self.clone(), (peer, silent), stopped.clone());
                             open.spawn(async move {
                                 let _place = place;
                                 served.await;
@@ -106,16 +117,16 @@ impl KmsServer {
         while open.join_next().await.is_some() {}
     }
 
-    /// Answers one request of this peer, unless it goes away before; what it returns is logged when the answer has been sent.
+    /// The answer to one request of this peer, unless it goes away before.
     pub(super) async fn respond(
         self,
         peer: Arc<Peer>,
         request: Request<RecvStream>,
         mut to: SendResponse<Bytes>,
-    ) -> Option<Served> {
+    ) -> Option<Reply> {
         let (head, mut body) = request.into_parts();
         let answer = {
-            let mut answer = pin!(self.answer(&peer, &head, &mut body));
+            let mut answer = pin!(self.answer(&peer, head, &mut body));
             poll_fn(|cx| match answer.as_mut().poll(cx) {
                 Poll::Ready(answer) => Poll::Ready(Some(answer)),
                 // The call is dropped and counted as cancelled.
@@ -123,14 +134,12 @@ impl KmsServer {
             })
             .await
         };
-        let (frame, served) = match answer? {
-            Ok(Answer { frame, served }) => (Ok(frame), served),
-            Err(status) => (Err(status), None),
-        };
-        if let Err(error) = message::send(&mut to, frame) {
-            tracing::debug!(%error, "nobody waits for this answer any more");
-        }
-        served
+        Some(match answer? {
+            Ok(Answer { frame, is_secret, served }) => {
+                Reply { to, outcome: Outcome::Message(frame), is_secret, served }
+            }
+            Err(outcome) => Reply { to, outcome, is_secret: false, served: None },
+        })
     }
 
     /// Logs what was answered.
@@ -138,23 +147,46 @@ impl KmsServer {
         self.0.calls.log(served);
     }
 
-    async fn answer(&self, peer: &Peer, head: &Parts, body: &mut RecvStream) -> Result<Answer, Status> {
+    async fn answer(&self, peer: &Peer, head: Parts, body: &mut RecvStream) -> Result<Answer, Outcome> {
         // SECURITY: before the message is read, so a stranger gets nothing decoded.
         if !peer.allowed {
-            return Err(self.0.calls.refuse_stranger());
+            return Err(Outcome::Status(self.0.calls.refuse_stranger()));
+        }
+        if let Err(status) = message::refuse_foreign(&head) {
+            return Err(Outcome::Http(status));
         }
         let rpc = match head.uri.path() {
             "/v2.KeyManagementService/Status" => Rpc::Status,
             "/v2.KeyManagementService/Encrypt" => Rpc::Encrypt,
             "/v2.KeyManagementService/Decrypt" => Rpc::Decrypt,
-            _ => return Err(Status::unimplemented("KMS v2 has the methods Status, Encrypt and Decrypt")),
+            _ => {
+                let said = Status::unimplemented("KMS v2 has the methods Status, Encrypt and Decrypt");
+                return Err(Outcome::Status(said));
+            }
         };
-        let message = read_in_time(body, &head.headers).await?;
-        match rpc {
-            Rpc::Status => self.status(&peer.session, &head.headers),
-            Rpc::Encrypt => self.encrypt(&peer.session, &head.headers, message),
-            // Apart, because it is large: it may wait for a KMS, and the others' memory need not have room for that.
-            Rpc::Decrypt => Box::pin(self.decrypt(&head.headers, message)).await,
+        let headers = head.headers;
+        let answer = match self.read_in_time(body, &headers).await {
+            Ok(message) => match rpc {
+                Rpc::Status => self.status(&peer.session, &headers),
+                Rpc::Encrypt => self.encrypt(&peer.session, &headers, message),
+                // Apart, because it is large: it may wait for a KMS, and the others' memory need not have room for that.
+                Rpc::Decrypt => Box::pin(self.decrypt(headers, message)).await,
+            },
+            Err(Refusal::Fault(fault)) => Err(self.0.calls.begin(rpc, &headers).failed(&Uid::parse(""), &fault)),
+            Err(Refusal::Status(status)) => Err(status),
+        };
+        answer.map_err(Outcome::Status)
+    }
+
+    /// Reads the message; what has arrived already costs no timer.
+    async fn read_in_time(&self, body: &mut RecvStream, headers: &HeaderMap) -> Result<Bytes, Refusal> {
+        let mut message = pin!(message::read(body, headers, &self.0.incomplete));
+        if let Poll::Ready(message) = poll_fn(|cx| Poll::Ready(message.as_mut().poll(cx))).await {
+            return message;
+        }
+        match tokio::time::timeout(patience(headers), message).await {
+            Ok(message) => message,
+            Err(_) => Err(status(&Fault::new(Reason::Deadline), &Uid::parse("")).into()),
         }
     }
 
@@ -164,34 +196,44 @@ impl KmsServer {
         match published.status_encoded(answer::status) {
             Ok((answer, encoded)) => {
                 call.said(&answer.key_id, if answer.healthz == "ok" { "ok" } else { "not ok" });
-                Ok(Answer { frame: encoded, served: None })
+                Ok(Answer { frame: encoded, is_secret: false, served: None })
             }
             Err(fault) => Err(call.failed(&Uid::parse(""), fault)),
         }
     }
 
     fn encrypt(&self, session: &Session, headers: &HeaderMap, message: Bytes) -> Result<Answer, Status> {
-        let mut request = decoded::<EncryptRequest>(message)?;
-        let call = self.0.calls.begin(Rpc::Encrypt, headers);
+        let mut call = self.0.calls.begin(Rpc::Encrypt, headers);
+        let mut request = match decoded::<EncryptRequest>(message) {
+            Ok(request) => request,
+            Err(fault) => return Err(call.failed(&Uid::parse(""), &fault)),
+        };
         let uid = Uid::take(std::mem::take(&mut request.uid));
-        match call.admitted().and_then(|()| session.encrypt(&self.0.plugin, &request.plaintext)) {
+        // Nothing is waited for, so nothing is held.
+        match call.admitted(0).and_then(|()| session.encrypt(&self.0.plugin, &request.plaintext)) {
             Ok(encrypted) => {
                 let served = call.served(uid, Under::WriteState(Arc::clone(&encrypted.write)), "write-state");
-                Ok(Answer { frame: answer::encrypted(encrypted), served: Some(served) })
+                Ok(Answer { frame: answer::encrypted(encrypted), is_secret: false, served: Some(served) })
             }
             Err(fault) => Err(call.failed(&uid, &fault)),
         }
     }
 
-    async fn decrypt(&self, headers: &HeaderMap, message: Bytes) -> Result<Answer, Status> {
-        let request = decoded::<DecryptRequest>(message)?;
-        let call = self.0.calls.begin(Rpc::Decrypt, headers);
-        let patience = patience(headers);
-        let DecryptRequest { ciphertext, uid, key_id, annotations } = request;
+    async fn decrypt(&self, headers: HeaderMap, message: Bytes) -> Result<Answer, Status> {
+        let mut call = self.0.calls.begin(Rpc::Decrypt, &headers);
+        let patience = patience(&headers);
+        let size = message.len();
+        let DecryptRequest { ciphertext, uid, key_id, annotations } = match decoded(message) {
+            Ok(request) => request,
+            Err(fault) => return Err(call.failed(&Uid::parse(""), &fault)),
+        };
         let uid = Uid::take(uid);
-        if let Err(fault) = call.admitted() {
+        let held = size.saturating_add(annotations.len().saturating_mul(ANNOTATION));
+        if let Err(fault) = call.admitted(held) {
             return Err(call.failed(&uid, &fault));
         }
+        // SECURITY: it may wait, for thousands of others too, and is held to what was counted meanwhile.
+        drop(headers);
         let input = DecryptInput { ciphertext: &ciphertext, key_id, annotations, uid: &uid, patience };
         let opened = {
             let opening = pin!(self.0.plugin.decrypt(input));
@@ -202,25 +244,9 @@ impl KmsServer {
                 // Moved, not copied: the message wipes it when it has been encoded.
                 let frame = answer::decrypted(std::mem::take(&mut *opened.plaintext));
                 let served = call.served(uid, Under::KeyId(opened.key_id), opened.source.label());
-                Ok(Answer { frame, served: Some(served) })
+                Ok(Answer { frame, is_secret: true, served: Some(served) })
             }
             Err(fault) => Err(call.failed(&uid, &fault)),
         }
     }
-}
-
-/// Reads the message; what has arrived already costs no timer.
-async fn read_in_time(body: &mut RecvStream, headers: &HeaderMap) -> Result<Bytes, Status> {
-    let mut message = pin!(message::read(body, headers));
-    if let Poll::Ready(message) = poll_fn(|cx| Poll::Ready(message.as_mut().poll(cx))).await {
-        return message;
-    }
-    match tokio::time::timeout(patience(headers), message).await {
-        Ok(message) => message,
-        Err(_) => Err(status(&Fault::new(Reason::Deadline), &Uid::parse(""))),
-    }
-}
-
-fn decoded<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|error| Status::internal(format!("the message is not as KMS v2 has it: {error}")))
 }

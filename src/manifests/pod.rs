@@ -153,41 +153,58 @@ fn security(out: &mut String, facts: &Facts<'_>) {
 }
 
 fn probes(out: &mut String, facts: &Facts<'_>, form: Form) {
-    let Some(http) = facts.http else {
-        out.push_str("      # No probes: the configuration has no http.listen.\n");
-        return;
-    };
-    let (host, port) = (http.ip(), http.port());
-    let mut probe = |name: &str, path: &str, timing: &str| {
+    let mut alive = |name: &str, timing: &str| {
         let _ = write!(
             out,
             "      {name}:
-        httpGet:
-          host: \"{host}\"
-          port: {port}
-          path: {path}
-{timing}"
+        exec:
+          command:
+            - {BINARY}
+            - probe
+            - --live
+            - --timeout
+            - 4s
+            - --socket
+            - \"{}\"
+{timing}",
+            facts.socket
         );
     };
-    probe(
-        "startupProbe",
-        "/livez",
-        "        periodSeconds: 1\n        timeoutSeconds: 2\n        failureThreshold: 60\n",
-    );
-    // A restart throws the data keys in memory away, which is what lives through an outage of the KMS.
-    probe(
+    alive("startupProbe", "        periodSeconds: 1\n        timeoutSeconds: 5\n        failureThreshold: 60\n");
+    alive(
         "livenessProbe",
-        "/livez",
-        "        periodSeconds: 10\n        timeoutSeconds: 5\n        failureThreshold: 6\n",
+        "        # Through the socket, which only kube-apiserver's user and this container's get to: every user of the host can crowd a TCP
+        # port, and would get the plugin killed. It never follows the KMS: a restart throws the data keys in memory away, which is
+        # what lives through an outage.
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 6
+",
     );
-    if form == Form::StaticPod {
-        probe(
-            "readinessProbe",
-            "/readyz",
-            "        periodSeconds: 10\n        timeoutSeconds: 5\n        failureThreshold: 1\n",
-        );
-    } else {
-        out.push_str("      # No readiness probe: kube-apiserver's own /readyz has the check kms-providers.\n");
+    match (form, facts.http) {
+        (Form::Sidecar, _) => {
+            out.push_str("      # No readiness probe: kube-apiserver's own /readyz has the check kms-providers.\n");
+        }
+        (Form::StaticPod, None) => {
+            out.push_str("      # No readiness probe: the configuration has no http.listen.\n");
+        }
+        (Form::StaticPod, Some(http)) => {
+            let _ = write!(
+                out,
+                "      # For whoever looks at the pod: nothing is restarted by it.
+      readinessProbe:
+        httpGet:
+          host: \"{}\"
+          port: {}
+          path: /readyz
+        periodSeconds: 10
+        timeoutSeconds: 5
+        failureThreshold: 1
+",
+                http.ip(),
+                http.port()
+            );
+        }
     }
 }
 

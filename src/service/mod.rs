@@ -24,4 +24,5 @@ pub mod snapshot;
 pub mod state_file;
 pub mod supervisor;
 pub mod unwrap;
+pub mod waiting_room;
 pub mod write_state;

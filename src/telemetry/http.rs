@@ -2,11 +2,12 @@
 //!
 //! Guarantees: `/livez` follows the process and never the KMS (a restart would cure nothing and lose the DEK that is
 //! coasting through an outage); `/readyz` is 200 exactly when Status answers `ok`; no secret and no ARN on any page; a
-//! slow or hostile client holds one of a bounded number of connections for a bounded time. Refuses to know where the
-//! numbers come from ([`Pages`]). SPEC: docs/conformance.md item 81.
+//! slow or hostile client holds one of a bounded number of connections for a bounded time, and the oldest of them makes room for
+//! whoever comes, so that a crowd of silent ones keeps nobody out. Refuses to know where the numbers come from ([`Pages`]). SPEC: docs/conformance.md item 81.
 
 use crate::os::wall_clock;
 use crate::service::snapshot::Snapshot;
+use crate::service::waiting_room::{Place, WaitingRoom};
 use crate::telemetry::metrics::CONTENT_TYPE;
 use axum::Router;
 use axum::extract::{RawQuery, State};
@@ -23,7 +24,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -45,7 +45,7 @@ pub trait Pages: Send + Sync + 'static {
 /// SECURITY: what a client can hold, and for how long.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// Connections at once; one more, and the oldest is closed.
     connections: usize,
     /// For a client to send its request's head.
     head: Duration,
@@ -56,8 +56,8 @@ struct Limits {
 }
 
 const LIMITS: Limits = Limits {
-    connections: 64,
-    head: Duration::from_secs(5),
+    connections: 128,
+    head: Duration::from_secs(1),
     connection: Duration::from_secs(10),
     drain: Duration::from_millis(500),
 };
@@ -77,29 +77,27 @@ async fn serve_within(
     shutdown: impl Future<Output = ()>,
 ) {
     let router = router(pages);
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let places = WaitingRoom::new(limits.connections);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
         while connections.try_join_next().is_some() {}
-        let (stream, place) = tokio::select! {
+        let stream = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        connections.spawn(answer(limits, stream, router.clone(), place));
+        connections.spawn(answer(limits, stream, router.clone(), places.enter()));
     }
     drop(listener);
     timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await.ok();
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // Never closed, so there is always a permit in the end.
-    let place = Arc::clone(places).acquire_owned().await.ok();
+/// The next connection.
+async fn accept(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
+            Ok((stream, _)) => return stream,
             Err(error) => {
                 tracing::debug!(%error, "an HTTP connection could not be accepted; still listening");
                 sleep(ACCEPT_PAUSE).await;
@@ -109,17 +107,21 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
 }
 
 /// One request, one answer. What goes wrong here is the client's: there is nobody to tell.
-async fn answer(limits: Limits, stream: TcpStream, router: Router, place: Option<OwnedSemaphorePermit>) {
+async fn answer(limits: Limits, stream: TcpStream, router: Router, mut place: Place) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(HEAD_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    if let Ok(Err(error)) = timeout(limits.connection, connection).await {
-        tracing::debug!(%error, "an HTTP connection ended early");
+    tokio::select! {
+        // First: a request that is there already is answered, however many come after it.
+        biased;
+        ended = timeout(limits.connection, connection) => if let Ok(Err(error)) = ended {
+            tracing::debug!(%error, "an HTTP connection ended early");
+        },
+        () = place.is_needed() => {}
     }
-    drop(place);
 }
 
 fn router(pages: Arc<dyn Pages>) -> Router {
@@ -400,7 +402,7 @@ mod tests {
         let mut silent = TcpStream::connect(server.address).await.unwrap();
         let mut slow = TcpStream::connect(server.address).await.unwrap();
         slow.write_all(b"GET /livez HTTP/1.1\r\nX-Slow: ").await.unwrap();
-        // Both places are taken; the third waits until one is free again.
+        // Both places are taken; the first has to go at once, the other when the time for its head is over.
         assert_eq!(timeout(Duration::from_secs(5), request(&server, "GET /livez")).await.unwrap().0, 200);
         for stream in [&mut silent, &mut slow] {
             let mut rest = Vec::new();
@@ -421,14 +423,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_house_waits_instead_of_growing() {
-        let limits = Limits { connections: 1, ..LIMITS };
+    async fn a_full_house_closes_the_oldest_instead_of_growing() {
+        let hour = Duration::from_secs(3600);
+        let limits = Limits { connections: 1, head: hour, connection: hour, ..LIMITS };
         let server = start(limits, exposition::snapshot()).await;
-        let holder = TcpStream::connect(server.address).await.unwrap();
-        let waiting = timeout(Duration::from_millis(200), request(&server, "GET /livez")).await;
-        assert!(waiting.is_err(), "served beyond the limit");
-        drop(holder);
-        assert_eq!(timeout(Duration::from_secs(4), request(&server, "GET /livez")).await.unwrap().0, 200);
+        let mut holder = TcpStream::connect(server.address).await.unwrap();
+        assert_eq!(request(&server, "GET /livez").await.0, 200);
+        assert_eq!(holder.read(&mut [0]).await.unwrap(), 0, "it was hung up on");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_crowd_of_silent_connections_fails_no_probe() {
+        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+        let server = start(LIMITS, exposition::snapshot()).await;
+        let (address, over, held) = (server.address, Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (is_over, holds) = (Arc::clone(&over), Arc::clone(&held));
+        let crowd = std::thread::spawn(move || {
+            let mut silent: Vec<std::net::TcpStream> = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                // Whoever was hung up on comes again.
+                silent.retain(|stream| {
+                    stream.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+                });
+                while silent.len() < 2 * LIMITS.connections {
+                    let Ok(stream) = std::net::TcpStream::connect(address) else { break };
+                    stream.set_nonblocking(true).unwrap();
+                    silent.push(stream);
+                    holds.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for _ in 0..200 {
+            while held.load(Ordering::Relaxed) < 2 * LIMITS.connections {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(request(&server, "GET /livez").await.0, 200);
+        }
+        over.store(true, Ordering::Relaxed);
+        crowd.join().unwrap();
+        let came = held.load(Ordering::Relaxed);
+        assert!(came > 3 * LIMITS.connections, "the crowd was not hung up on: {came}");
     }
 
     #[tokio::test]

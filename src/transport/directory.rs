@@ -1,6 +1,7 @@
 //! The directory of a socket file: made when missing, checked, and locked while the name in it changes.
 //!
-//! Guarantees: the directory is not one where strangers can replace the socket; of all instances that want the same
+//! Guarantees: no single user but root and ours can replace the socket, by the directory or by one above it, also while nobody serves
+//! (what a group may do is said: who is in it is not known); of all instances that want the same
 //! name one at a time looks, binds or unlinks, across containers that share the directory too. The lock file stays:
 //! removing it would let two instances hold locks on different files. Refuses to know: sockets. SPEC: flock(2).
 
@@ -14,13 +15,19 @@ use std::path::{Path, PathBuf};
 
 /// Write permission of everybody, and the bit that keeps everybody from renaming what is not theirs.
 const WORLD_WRITABLE: u32 = 0o002;
+const GROUP_WRITABLE: u32 = 0o020;
 const STICKY: u32 = 0o1000;
 
 /// Why a directory cannot hold the socket.
 #[derive(Debug)]
 pub(super) enum Unfit {
     NotADirectory,
-    WorldWritable,
+    /// This directory, or one above it.
+    WorldWritable(PathBuf),
+    /// Everybody may make files in it, though nobody may remove others'.
+    Shared,
+    /// This directory, or one above it, belongs to that uid.
+    Foreign(PathBuf, u32),
     Io(io::Error),
 }
 
@@ -33,23 +40,61 @@ pub(super) fn prepare(dir: &Path, socket_mode: u32) -> Result<(), Unfit> {
         }
         found => found,
     };
-    judge(found)
+    judge(dir, found, None)
 }
 
-/// Whether the socket may be in this directory, as it is now; nothing is made.
+/// Whether the socket may be in this directory, as it is now; nothing is made. Root looks on behalf of the directory's owner.
 pub(super) fn check(dir: &Path) -> Result<(), Unfit> {
-    judge(std::fs::metadata(dir))
+    let found = std::fs::metadata(dir);
+    let owner = found.as_ref().ok().map(MetadataExt::uid).filter(|_| rustix::process::geteuid().is_root());
+    judge(dir, found, owner)
 }
 
-fn judge(found: io::Result<Metadata>) -> Result<(), Unfit> {
+/// SECURITY: whoever can replace the socket, or will be able to when we are away, is sent the seeds of kube-apiserver.
+fn judge(dir: &Path, found: io::Result<Metadata>, trusted: Option<u32>) -> Result<(), Unfit> {
     match found {
-        Ok(found) if !found.is_dir() => Err(Unfit::NotADirectory),
-        // SECURITY: in such a directory any local user could put a socket of his own in our place, and be sent seeds.
-        Ok(found) if found.mode() & WORLD_WRITABLE != 0 && found.mode() & STICKY == 0 => Err(Unfit::WorldWritable),
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Unfit::NotADirectory),
-        Err(error) => Err(Unfit::Io(error)),
+        Ok(found) if !found.is_dir() => return Err(Unfit::NotADirectory),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Err(Unfit::NotADirectory),
+        Err(error) => return Err(Unfit::Io(error)),
     }
+    let users = [Some(0), Some(rustix::process::geteuid().as_raw()), trusted];
+    let (way, end) = way_to(dir).map_err(Unfit::Io)?;
+    for (at, found) in way {
+        if !users.contains(&Some(found.uid())) {
+            return Err(Unfit::Foreign(at, found.uid()));
+        }
+        match (found.mode() & WORLD_WRITABLE, found.mode() & STICKY) {
+            _ if found.is_symlink() => {}
+            (0, _) => {}
+            (_, 0) => return Err(Unfit::WorldWritable(at)),
+            _ if at == end => return Err(Unfit::Shared),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The directory and all above it, as it is named and as it is behind links; and what it is behind them.
+fn way_to(dir: &Path) -> io::Result<(Vec<(PathBuf, Metadata)>, PathBuf)> {
+    let end = std::fs::canonicalize(dir)?;
+    let named = dir.ancestors().filter(|at| !at.as_os_str().is_empty());
+    let mut way = Vec::new();
+    for at in named.chain(end.ancestors()) {
+        way.push((at.to_owned(), std::fs::symlink_metadata(at)?));
+    }
+    Ok((way, end))
+}
+
+/// The directory on the way to the socket that a group other than root's and ours can write to, and that group.
+pub(super) fn open_to_group(dir: &Path) -> Option<(PathBuf, u32)> {
+    let ours = [0, rustix::process::getegid().as_raw()];
+    let (way, end) = way_to(dir).ok()?;
+    let is_open = |at: &Path, found: &Metadata| {
+        let safe_above = found.mode() & STICKY != 0 && at != end;
+        !found.is_symlink() && found.mode() & GROUP_WRITABLE != 0 && !ours.contains(&found.gid()) && !safe_above
+    };
+    way.into_iter().find(|(at, found)| is_open(at, found)).map(|(at, found)| (at, found.gid()))
 }
 
 const fn mode_for(socket_mode: u32) -> u32 {
@@ -158,12 +203,66 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_strangers_can_write_to_is_refused_unless_it_is_sticky() {
+    fn a_directory_that_strangers_can_write_to_is_refused_and_one_below_it_unless_it_is_sticky() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(prepare(dir.path(), 0o600), Err(Unfit::WorldWritable)));
-        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
-        prepare(dir.path(), 0o600).unwrap();
+        let below = dir.path().join("a/b");
+        std::fs::create_dir_all(&below).unwrap();
+        let set = |mode| std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        set(0o777);
+        for judged in [dir.path(), &below] {
+            let refused = |found| matches!(found, Err(Unfit::WorldWritable(at)) if at == dir.path());
+            assert!(refused(prepare(judged, 0o600)) && refused(check(judged)), "{judged:?}");
+        }
+        set(0o1777);
+        assert!(matches!(prepare(dir.path(), 0o600), Err(Unfit::Shared)));
+        assert!(matches!(check(dir.path()), Err(Unfit::Shared)));
+        prepare(&below, 0o600).unwrap();
+        // A link into the shared directory is no way around.
+        let link = dir.path().join("a/link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(matches!(prepare(&link, 0o600), Err(Unfit::Shared)));
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused_also_above_and_root_may_look_for_its_owner() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (above, below) = (dir.path().join("above"), dir.path().join("above/below"));
+        std::fs::create_dir_all(&below).unwrap();
+        let give = |at: &Path, uid| std::os::unix::fs::chown(at, Some(uid), None).unwrap();
+        give(&below, 5555);
+        assert!(matches!(prepare(&below, 0o600), Err(Unfit::Foreign(at, 5555)) if at == below));
+        check(&below).unwrap();
+        give(&below, 0);
+        give(&above, 5555);
+        for found in [prepare(&below, 0o600), check(&below)] {
+            assert!(matches!(found, Err(Unfit::Foreign(at, 5555)) if at == above));
+        }
+        // A link of his own leads wherever he likes later.
+        give(&above, 0);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&below, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(5555), None).unwrap();
+        assert!(matches!(prepare(&link, 0o600), Err(Unfit::Foreign(at, 5555)) if at == link));
+    }
+
+    #[test]
+    fn a_group_that_can_write_is_found_on_the_way_unless_it_is_roots_or_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        let set = |mode| std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+        set(0o770);
+        assert_eq!(open_to_group(&below), None);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), None, Some(5555)).unwrap();
+            assert_eq!(open_to_group(&below), Some((dir.path().to_owned(), 5555)));
+            set(0o1770);
+            assert_eq!(open_to_group(&below), None, "it may not rename what is not its own");
+            assert_eq!(open_to_group(dir.path()), Some((dir.path().to_owned(), 5555)));
+        }
     }
 
     #[test]

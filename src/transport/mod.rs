@@ -8,6 +8,7 @@
 pub mod accept;
 pub mod address;
 mod directory;
+mod flush;
 pub mod peer;
 pub mod socket;
 pub mod systemd;

@@ -4,6 +4,7 @@
 //! A peer that is not allowed is marked, not cut off, so that the gRPC layer can answer PERMISSION_DENIED in words.
 //! Refuses to know: gRPC, and how connections are accepted. SPEC: unix(7) SO_PEERCRED; SECURITY.md "Socket peer".
 
+use super::flush::Flush;
 use crate::service::peer::Peer;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -62,6 +63,7 @@ impl Default for AllowedUids {
 pub struct PeerStream {
     stream: UnixStream,
     peer: Peer,
+    flush: Flush,
 }
 
 impl PeerStream {
@@ -71,7 +73,8 @@ impl PeerStream {
     /// When the kernel does not say; the connection must be dropped then.
     pub fn identify(stream: UnixStream, allowed: &AllowedUids) -> io::Result<Self> {
         let (uid, pid) = credentials(&stream)?;
-        Ok(Self { stream, peer: Peer { uid, pid, allowed: allowed.allows(uid), session: Arc::default() } })
+        let peer = Peer { uid, pid, allowed: allowed.allows(uid), session: Arc::default() };
+        Ok(Self { stream, peer, flush: Flush::default() })
     }
 
     /// Who is at the other end.
@@ -113,9 +116,21 @@ impl Connected for PeerStream {
     }
 }
 
+/// SECURITY: the reader has to speak HTTP/2: where it would wait, it may get a frame to ignore ([`Flush`]).
 impl AsyncRead for PeerStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.flush.follow(buf.filled().get(before..).unwrap_or_default());
+        } else if let Some((head, length)) = self.flush.filler(buf.remaining()) {
+            buf.put_slice(&head);
+            let payload = length.saturating_sub(head.len());
+            buf.initialize_unfilled_to(payload).fill(0);
+            buf.advance(payload);
+            return Poll::Ready(Ok(()));
+        }
+        polled
     }
 }
 

@@ -61,6 +61,17 @@ pub enum BindError {
     /// Any local user could replace the socket.
     #[error("everybody may write to {0}")]
     WorldWritableDirectory(PathBuf),
+    /// Any local user could put a socket there while nobody serves.
+    #[error("everybody may make files in {0}, and a socket of his own under our name while this process is away")]
+    SharedDirectory(PathBuf),
+    /// Another user could replace the socket.
+    #[error("{path} belongs to user {uid}, who can put a socket of his own in the place of ours")]
+    ForeignDirectory {
+        /// The directory, or one above it.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
     /// Neither a listener nor a refusal was found.
     #[error("cannot tell whether somebody listens on {address}")]
     Undecided {
@@ -102,6 +113,10 @@ impl BindError {
             Self::NotADirectory(_) => "give a `listen.socket` inside a directory",
             Self::WorldWritableDirectory(_) => {
                 "use a directory of its own, such as /run/kube-kms, or take the permission away with chmod o-w"
+            }
+            Self::SharedDirectory(_) => "use a directory of its own, such as /run/kube-kms; serve makes it",
+            Self::ForeignDirectory { .. } => {
+                "give it to root or to the user who serves (chown), serve as its owner, or give another `listen.socket`"
             }
             Self::Undecided { .. } => {
                 "see which program made that socket (ss -xlp); remove it when it is not needed, or give another `listen.socket`"
@@ -257,6 +272,12 @@ pub enum Occupant {
     Listener(Option<i32>),
 }
 
+/// The directory on the way to a socket that a group other than root's and ours can write to, and that group.
+#[must_use]
+pub fn open_to_group(dir: &Path) -> Option<(PathBuf, u32)> {
+    directory::open_to_group(dir)
+}
+
 /// Looks at what [`bind`] would find, by the same rules, and changes nothing: a directory that is missing is no error, since
 /// `bind` would make it.
 ///
@@ -289,6 +310,12 @@ fn bind_file(
 ) -> Result<(UnixListener, Ours), BindError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     directory::prepare(dir, mode).map_err(unfit(dir))?;
+    if let Some((open, gid)) = directory::open_to_group(dir) {
+        tracing::warn!(
+            directory = %open.display(), gid,
+            "whoever is in this group can put a socket of his own in the place of ours; take its right away with chmod g-w"
+        );
+    }
     let _lock = PathLock::take(path).map_err(failed("lock", path))?;
     if is_socket(path)? {
         let name = SocketAddrUnix::new(path).map_err(|e| failed("name", path)(e.into()))?;
@@ -311,7 +338,9 @@ fn bind_file(
 fn unfit(dir: &Path) -> impl Fn(Unfit) -> BindError {
     move |unfit| match unfit {
         Unfit::NotADirectory => BindError::NotADirectory(dir.to_owned()),
-        Unfit::WorldWritable => BindError::WorldWritableDirectory(dir.to_owned()),
+        Unfit::WorldWritable(at) => BindError::WorldWritableDirectory(at),
+        Unfit::Shared => BindError::SharedDirectory(dir.to_owned()),
+        Unfit::Foreign(path, uid) => BindError::ForeignDirectory { path, uid },
         Unfit::Io(source) => BindError::System { action: "create or look at", path: dir.to_owned(), source },
     }
 }

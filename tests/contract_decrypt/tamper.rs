@@ -221,12 +221,16 @@ async fn item_54_an_empty_a_tiny_and_a_huge_ciphertext_are_invalid_without_a_kms
         (vec![7], Reason::FormatUnknown),
         (value.ciphertext[..29].to_vec(), Reason::CiphertextTooShort),
         ([value.ciphertext.clone(), vec![0; 1025 - 61]].concat(), Reason::CiphertextTooLong),
-        (vec![1; 1 << 20], Reason::CiphertextTooLong),
+        (vec![1; 40 << 10], Reason::CiphertextTooLong),
     ] {
         let broken = but(&value, |v| v.ciphertext = ciphertext);
         let found = refused(&mut client, &broken).await;
         assert_eq!((found, found.class()), (reason, Class::Malformed));
     }
+    // Refused at its length, before there is a uid.
+    let status = client.decrypt(but(&value, |v| v.ciphertext = vec![1; 1 << 20]), uid()).await.unwrap_err();
+    let phrase = format!("{}: {} [uid -]", Reason::MessageInvalid.label(), Reason::MessageInvalid.phrase());
+    assert_eq!((status.code(), status.message()), (tonic::Code::InvalidArgument, &*phrase));
     let huge = but(&value, |v| drop(v.annotations.insert("a.a".to_owned(), vec![0; 33_000])));
     assert_eq!(refused(&mut client, &huge).await, Reason::AnnotationsTooLarge);
     let blob = but(&value, |v| drop(v.annotations.insert(DEK.to_owned(), vec![0; 8193])));

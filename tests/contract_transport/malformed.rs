@@ -28,7 +28,7 @@ async fn item_14_a_malformed_message_is_an_error_of_its_own_stream_and_the_other
     let waiting = wire.start(Call::decrypt(&answer).header("grpc-timeout", "20S")).await.unwrap();
     site.kms().until(|kms| kms.calls("Decrypt") > before).await;
 
-    let six_megabytes = vec![0_u8; 6 << 20];
+    let (invalid, six_megabytes) = (3, vec![0_u8; 6 << 20]);
     let cases = [
         ("bytes that are not protobuf", framed(0, 4, &[0xff, 0xff, 0xff, 0xff])),
         ("a field that says more than there is", framed(0, 3, &[0x0a, 0x7f, 0x00])),
@@ -38,15 +38,21 @@ async fn item_14_a_malformed_message_is_an_error_of_its_own_stream_and_the_other
         ("no message at all", Bytes::new()),
         ("a compressed message nobody announced", framed(1, 2, &[0x12, 0x00])),
         ("a flag that does not exist", framed(7, 0, &[])),
-        ("a length over 4 MiB", framed(0, 5 << 20, b"x")),
-        ("a message over 4 MiB", framed(0, 6 << 20, &six_megabytes)),
+        ("a length over 64 KiB", framed(0, 65_537, b"x")),
+        ("a message over 64 KiB", framed(0, 6 << 20, &six_megabytes)),
         ("the largest length there is", framed(0, u32::MAX, b"x")),
     ];
     for (what, body) in cases {
         for path in [ENCRYPT, DECRYPT] {
             let call = Call { path: path.to_owned(), ..Call::status().body(body.clone()) };
             match wire.call(call).await {
-                Ok(said) => assert!(said.code() != 0 && said.code() != UNKNOWN, "{what}: {}", said.code()),
+                Ok(said) => {
+                    let is_framed =
+                        !["frame", "message at", "compressed", "flag"].iter().any(|word| what.contains(word));
+                    let expected =
+                        if is_framed { said.code() == invalid } else { ![0, UNKNOWN].contains(&said.code()) };
+                    assert!(expected, "{what}: {}", said.code());
+                }
                 Err(error) => assert!(!error.is_go_away() && !error.is_io(), "{what}: {error}"),
             }
             assert!(wire.is_open(), "{what} took the connection along");
@@ -93,8 +99,11 @@ async fn item_14_a_message_that_never_comes_is_waited_for_until_the_deadline_and
     let began = Instant::now();
     let mut waiting = Vec::new();
     for (path, first_bytes) in [(STATUS, &[][..]), (ENCRYPT, &[0, 0, 0]), (DECRYPT, &[0, 0, 0, 0, 9, 1, 2])] {
-        let request =
-            http::Request::post(format!("http://localhost{path}")).header("grpc-timeout", "1S").body(()).unwrap();
+        let request = http::Request::post(format!("http://localhost{path}"))
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "1S")
+            .body(())
+            .unwrap();
         let (answer, mut stream) = send.send_request(request, false).unwrap();
         stream.send_data(Bytes::copy_from_slice(first_bytes), false).unwrap();
         waiting.push((path, answer, stream));
@@ -117,7 +126,10 @@ async fn item_14_a_message_in_many_pieces_is_one_message_and_two_messages_are_re
     let long = kube_kms::api::v2::EncryptRequest { plaintext: vec![7; 900], uid: "u".to_owned() };
     let whole = crate::support::wire::grpc_frame(&long);
     for (copies, status) in [(1, "0"), (2, "13")] {
-        let request = http::Request::post(format!("http://localhost{ENCRYPT}")).body(()).unwrap();
+        let request = http::Request::post(format!("http://localhost{ENCRYPT}"))
+            .header("content-type", "application/grpc")
+            .body(())
+            .unwrap();
         let (answer, mut stream) = send.send_request(request, false).unwrap();
         for piece in whole.repeat(copies).chunks(7) {
             // It may be refused before all of it is sent.
@@ -139,4 +151,57 @@ async fn item_14_a_message_in_many_pieces_is_one_message_and_two_messages_are_re
         };
         assert_eq!(said, status, "{copies} messages");
     }
+}
+
+#[tokio::test]
+async fn what_is_not_grpc_is_refused_in_the_words_of_http() {
+    let running = Site::local().start().await;
+    let (send, connection) = h2::client::handshake(dial(&running.target).unwrap()).await.unwrap();
+    tokio::spawn(connection);
+    let mut send = send.ready().await.unwrap();
+    for (method, content_type, status) in [
+        ("GET", Some("application/grpc"), 405),
+        ("POST", Some("text/html"), 415),
+        ("POST", Some("application/grpcx"), 415),
+        ("POST", None, 415),
+        ("POST", Some("application/grpc+proto"), 200),
+    ] {
+        let mut request = http::Request::builder().method(method).uri(format!("http://localhost{STATUS}"));
+        if let Some(content_type) = content_type {
+            request = request.header("content-type", content_type);
+        }
+        let (answer, mut stream) = send.send_request(request.body(()).unwrap(), false).unwrap();
+        // It may be refused before.
+        let _ = stream.send_data(framed(0, 0, &[]), true);
+        assert_eq!(answer.await.unwrap().status(), status, "{method} {content_type:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_one_kind_of_failure_is_a_few_lines_and_says_how_many_were_left_out() {
+    let site = Site::local();
+    let running = site.start().await;
+    let mut client = running.client().await;
+    let (_, mut value) = sealed(&mut client).await;
+    *value.ciphertext.last_mut().unwrap() ^= 1;
+    let began = Instant::now();
+    let mut sent: u64 = 0;
+    // Until a line says that others were left out before it.
+    let unreported = loop {
+        assert_eq!(
+            client.decrypt(value.clone(), crate::support::site::uid()).await.unwrap_err().code(),
+            tonic::Code::DataLoss
+        );
+        sent += 1;
+        if running
+            .log()
+            .lines()
+            .any(|l| l.contains("open-failed") && l.contains("unreported=") && !l.contains("unreported=0"))
+        {
+            break sent;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{}", running.log());
+    };
+    let lines = running.log().lines().filter(|line| line.contains("failed: open-failed")).count() as u64;
+    assert!(lines < unreported, "{lines} lines about {sent}");
 }

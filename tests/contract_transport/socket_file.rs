@@ -49,10 +49,22 @@ async fn item_15_a_directory_where_strangers_could_replace_the_socket_is_refused
     let mut site = Site::local();
     let open = site.dir().join("open");
     std::fs::create_dir(&open).unwrap();
-    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
     site.listen(&format!("{{socket: {}}}", open.join("kms.sock").display()));
-    let mut running = site.spawn();
-    assert_eq!(running.wait().await.code(), Some(5));
-    let said = running.log();
-    assert!(said.contains("everybody may write to") && said.contains("hint: "), "{said}");
+    for (mode, why) in [(0o777, "everybody may write to"), (0o1777, "everybody may make files in")] {
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut running = site.spawn();
+        assert_eq!(running.wait().await.code(), Some(5));
+        let said = running.log();
+        assert!(said.contains(why) && said.contains("hint: "), "{said}");
+    }
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o700)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&open, Some(5555), None).unwrap();
+        let mut running = site.spawn();
+        assert_eq!(running.wait().await.code(), Some(5));
+        assert!(running.log().contains("belongs to user 5555"), "{}", running.log());
+        std::os::unix::fs::chown(&open, Some(0), Some(5555)).unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o770)).unwrap();
+        site.spawn().until_log("whoever is in this group can put a socket of his own").await;
+    }
 }

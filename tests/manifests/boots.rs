@@ -75,6 +75,27 @@ impl Host {
         running
     }
 
+    /// Runs a probe's command as kubelet would: as the container's user, in its mount namespace.
+    fn alive(&self, running: &Running, command: &Value) -> bool {
+        let command: Vec<&str> = command.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        let (pid, root) = (running.pid().to_string(), format!("--root=/proc/{}/root", running.pid()));
+        let enter = [
+            "--target",
+            &pid,
+            "--mount",
+            &root,
+            "--wd=/",
+            "/usr/bin/setpriv",
+            "--reuid",
+            "10001",
+            "--regid",
+            "10001",
+            "--clear-groups",
+            "--",
+        ];
+        self.site.process("nsenter", &[&enter[..], &command].concat()).status().unwrap().success()
+    }
+
     fn script(&self, rootfs: &Path, container: &Value, volumes: &Value) -> String {
         let binary = container["command"][0].as_str().unwrap();
         let mut script = String::new();
@@ -169,8 +190,16 @@ async fn the_pods_command_serves_root_as_another_user_on_a_read_only_root() {
         running.until_ok().await;
         let (seed, answer) = sealed(&mut running.client().await).await;
         assert_eq!(running.client().await.decrypt(answer, uid()).await.unwrap().plaintext, seed);
-        assert_eq!(get(&container["startupProbe"]["httpGet"]), 200);
-        assert_eq!(get(&container["livenessProbe"]["httpGet"]), 200);
+        if kind == "static-pod" {
+            assert_eq!(get(&container["readinessProbe"]["httpGet"]), 200);
+        }
+        for probe in ["startupProbe", "livenessProbe"] {
+            assert!(host.alive(&running, &container[probe]["exec"]["command"]), "{probe}");
+        }
+        // A plugin that hangs is not alive.
+        running.signal(rustix::process::Signal::STOP);
+        assert!(!host.alive(&running, &container["livenessProbe"]["exec"]["command"]));
+        running.signal(rustix::process::Signal::CONT);
 
         assert_eq!(status(&running, "Uid"), "10001");
         for capabilities in ["CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"] {

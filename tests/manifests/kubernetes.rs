@@ -76,7 +76,7 @@ fn the_judge_of_pods_finds_a_misspelt_a_misplaced_and_a_mistyped_field() {
         ("/spec", "hostNetwrk", json!(true)),
         ("/spec/containers/0", "priorityClassName", json!("x")),
         ("/spec/containers/0/securityContext", "runAsUser", json!("10001")),
-        ("/spec/containers/0/livenessProbe/httpGet", "portt", json!(1)),
+        ("/spec/containers/0/livenessProbe/exec", "comand", json!(1)),
     ] {
         let mut bad = good.clone();
         bad.pointer_mut(at).unwrap()[key] = value;
@@ -112,8 +112,12 @@ fn hardened(container: &Value, root: bool) {
         })
     );
     for probe in ["startupProbe", "livenessProbe"] {
-        assert_eq!(container[probe]["httpGet"]["path"], "/livez", "{probe} must not follow the KMS");
-        assert_eq!(container[probe]["httpGet"]["port"], 9464);
+        let command = ["/usr/local/bin/kube-kms", "probe", "--live", "--timeout", "4s", "--socket"];
+        let rendered = container[probe]["exec"]["command"].as_array().unwrap();
+        assert!(
+            rendered.iter().zip(command).all(|(a, b)| a == b),
+            "{probe} follows neither the KMS nor a TCP port: {rendered:?}"
+        );
     }
     assert_eq!(container["resources"]["limits"]["cpu"], Value::Null);
     assert_eq!(container["imagePullPolicy"], "Never");
@@ -185,7 +189,8 @@ fn what_the_configuration_says_stands_in_the_pod() {
     mounted(&value);
     let container = &value["spec"]["containers"][0];
     // kubelet asks from the same network namespace, whatever is listened on.
-    assert_eq!(container["livenessProbe"]["httpGet"], json!({"host": "127.0.0.1", "port": 9999, "path": "/livez"}));
+    assert_eq!(container["readinessProbe"]["httpGet"], json!({"host": "127.0.0.1", "port": 9999, "path": "/readyz"}));
+    assert_eq!(container["livenessProbe"]["exec"]["command"][6], "/run/other/kms.sock");
     assert_eq!(container["resources"]["limits"]["memory"], "640Mi");
     let mounts: Vec<_> = container["volumeMounts"]
         .as_array()
@@ -211,14 +216,14 @@ fn what_the_configuration_says_stands_in_the_pod() {
 }
 
 #[test]
-fn without_an_http_port_there_are_no_probes() {
+fn without_an_http_port_no_probe_asks_for_one() {
     for listen in ["none", "'127.0.0.1:0'"] {
         let mut site = Site::local();
         site.set(&format!("http: {{listen: {listen}}}"));
         for (kind, list) in [("static-pod", "containers"), ("sidecar", "initContainers")] {
             let value = yaml(&rendered(&site.write_config(), &["--kind", kind]));
-            let container = value["spec"][list][0].as_object().unwrap();
-            assert!(container.keys().all(|key| !key.ends_with("Probe")), "{kind}: {:?}", container.keys());
+            let container = &value["spec"][list][0];
+            assert!(container["livenessProbe"]["exec"].is_object() && container["readinessProbe"].is_null(), "{kind}");
         }
     }
 }
