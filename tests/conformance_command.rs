@@ -35,7 +35,7 @@ fn script(site: &Site, body: &str) -> String {
 }
 
 /// The whole list with a control command, as the binary prints it in JSON; nothing may have failed.
-fn nothing_fails(site: &Site, running: &Running, control: &str) -> serde_json::Value {
+fn nothing_fails(site: &Site, running: &Running, control: &str, counts: bool) -> serde_json::Value {
     let socket = site.socket();
     let command = ["conformance", "--socket", socket.to_str().unwrap(), "--output", "json", "--kms-control", control];
     let transcript = run(site, &command);
@@ -47,7 +47,11 @@ fn nothing_fails(site: &Site, running: &Running, control: &str) -> serde_json::V
     let failed: Vec<_> = items.iter().filter(|i| i["outcome"] == "failed").collect();
     assert!(failed.is_empty(), "{failed:#?}\n--- its log:\n{}", running.log());
     // All that a client on a file socket with a control command can check: a check that stopped checking is a failure too.
-    let reached = |reach: Reach| matches!(reach, Reach::Socket | Reach::Rotation | Reach::Outage);
+    let reached = |reach: Reach| match reach {
+        Reach::Socket | Reach::Rotation | Reach::Outage => true,
+        Reach::Count => counts,
+        _ => false,
+    };
     let expected: Vec<u64> =
         ITEMS.iter().filter(|i| reached(i.reach) && i.number != 4).map(|i| u64::from(i.number)).collect();
     assert_eq!(of("passed"), expected);
@@ -77,7 +81,8 @@ async fn kube_kms_fails_no_item_with_the_local_kek() {
         ),
     );
     let before = running.until_ok().await;
-    nothing_fails(&site, &running, &control);
+    // A keyring file has no calls to be counted.
+    nothing_fails(&site, &running, &control, false);
     assert_ne!(running.until_ok().await, before, "the command has rotated");
     assert!(site.keyring().exists(), "the command has restored");
 }
@@ -88,8 +93,12 @@ async fn kube_kms_fails_no_item_with_the_aws_kek() {
     let mut site = Site::aws();
     site.set("probe: {interval: 1s, timeout: 500ms}");
     let running = site.start().await;
-    let control = script(&site, "echo \"$1\" > word.new; mv word.new word\nwhile [ -e word ]; do sleep 0.01; done\n");
-    let (kms, word) = (site.kms().clone(), site.dir().join("word"));
+    let control = script(
+        &site,
+        "echo \"$1\" > word.new; mv word.new word\nwhile [ -e word ]; do sleep 0.01; done\n\
+         if [ \"$1\" = count ]; then cat calls; fi\n",
+    );
+    let (kms, word, calls) = (site.kms().clone(), site.dir().join("word"), site.dir().join("calls"));
     let over = Arc::new(AtomicBool::new(false));
     let ends = Arc::clone(&over);
     let hand = std::thread::spawn(move || {
@@ -103,6 +112,7 @@ async fn kube_kms_fails_no_item_with_the_aws_kek() {
                 "rotate" => kms.rotate(ALIAS),
                 "outage" => ["Encrypt", "Decrypt"].iter().for_each(|op| kms.fail_all(op, Failure::Reset)),
                 "restore" => ["Encrypt", "Decrypt"].iter().for_each(|op| kms.heal(op)),
+                "count" => std::fs::write(&calls, kms.total_calls().to_string()).unwrap(),
                 other => panic!("{other}"),
             }
             acts.insert(act.trim().to_owned());
@@ -110,9 +120,9 @@ async fn kube_kms_fails_no_item_with_the_aws_kek() {
         }
         acts
     });
-    nothing_fails(&site, &running, &control);
+    nothing_fails(&site, &running, &control, true);
     over.store(true, Ordering::SeqCst);
-    assert_eq!(Vec::from_iter(hand.join().unwrap()), ["outage", "restore", "rotate"]);
+    assert_eq!(Vec::from_iter(hand.join().unwrap()), ["count", "outage", "restore", "rotate"]);
 }
 
 /// What no vice is about, and takes most of the time.
@@ -130,7 +140,7 @@ fn failed(report: &Report) -> Vec<u8> {
 }
 
 /// What every one of them fails, because it is a toy: it authenticates nothing and refuses nothing.
-const TOY: [u8; 5] = [39, 50, 51, 52, 54];
+const TOY: [u8; 4] = [50, 51, 52, 54];
 
 /// The items that this vice fails, and a word of what is said at the first.
 fn expected(vice: Vice) -> (&'static [u8], &'static str) {
@@ -306,7 +316,7 @@ D. Decrypt: 1 passed, 0 failed, 0 not applicable
   62  passed  empty uid at Decrypt                                     served
 
 2 passed, 0 failed, 2 not applicable
-calls made: 1 Status, 1 Encrypt, 2 Decrypt
+calls made: 5 Status, 1 Encrypt, 2 Decrypt
 ",
     );
     drop(running);
@@ -326,7 +336,7 @@ calls made: 1 Status, 1 Encrypt, 2 Decrypt
              well; any other text is a failure's description
 
 0 passed, 1 failed (19), 0 not applicable
-calls made: 1 Status, 0 Encrypt, 0 Decrypt
+calls made: 3 Status, 0 Encrypt, 0 Decrypt
 "
         )
     );
@@ -346,6 +356,32 @@ async fn a_control_command_that_fails_leaves_its_items_unchecked_and_says_why() 
     };
     assert_eq!(of(&[]), "needs --kms-control");
     assert_eq!(of(&["--kms-control", "false"]), "`false … outage`: exit status: 1");
+}
+
+/// Not checked is what an operator asked not to check, never what could not be checked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_command_that_cannot_be_run_is_an_error_and_so_is_an_outage_that_it_does_not_end() {
+    let site = Site::local();
+    let _running = site.start().await;
+    let socket = site.socket().to_str().unwrap().to_owned();
+    let with = |control: &str, items: &str| {
+        run(&site, &["conformance", "--socket", &socket, "--only", items, "--kms-control", control])
+    };
+    with("/nobody/home x", "16").failed(
+        2,
+        "error: --kms-control cannot be run\ncause: `/nobody/home … count`: No such file or directory (os error 2)\nhint: \
+         give a program that is there, with its path; see kube-kms conformance --help\n",
+    );
+    // What a shell says when a script calls a program that is not there, or that is none.
+    for (status, item) in [(126, "63"), (127, "20")] {
+        let control = script(&site, &format!("[ \"$1\" = count ] && exit 1\nexit {status}\n"));
+        with(&control, item).failed_with(2, &["error: --kms-control cannot be run", &format!("exit status: {status}")]);
+    }
+    let control = script(&site, "[ \"$1\" = outage ]\n");
+    with(&control, "20").failed_with(
+        1,
+        &["error: the KMS is still away", "… restore`: exit status: 1", "hint: run the --kms-control command with"],
+    );
 }
 
 /// What the script of an operator does to the KMS shows in the outcome, and the bounds are the operator's.

@@ -4,6 +4,8 @@ use crate::support::site::{BINARY, Site};
 use kube_kms::api::stored;
 use kube_kms::api::v2::{EncryptedDekSourceType, EncryptedObject};
 use kube_kms::client::apiserver::DekSource;
+use kube_kms::core::printable::is_steering;
+use kube_kms::etcd::value::Value as Scanned;
 use kube_kms::os::OsEntropy;
 use serde_json::Value;
 use std::io::Write as _;
@@ -76,6 +78,69 @@ fn what_is_not_kms_v2_is_named_and_what_is_damaged_is_exit_status_6() {
     assert_says(&inspect(&site, &raw[..60], &[]), 6, &["PROBLEM", "cut short"]);
     assert_says(&inspect(&site, b"", &[]), 1, &["error: stdin is empty", "hint: "]);
     assert_says(&inspect(&site, b"{}", &["--decrypt-check"]), 2, &["--config"]);
+}
+
+/// As kube-apiserver does: and the fields are explained all the same.
+#[test]
+fn a_name_of_an_annotation_that_kube_apiserver_refuses_is_damage_for_inspect_as_for_scan() {
+    let site = Site::local();
+    let object = |name: &str| EncryptedObject {
+        encrypted_data: vec![7; 70],
+        key_id: "key-1".to_owned(),
+        encrypted_dek_source: vec![1, 2, 3],
+        annotations: [(name.to_owned(), b"seen".to_vec())].into(),
+        encrypted_dek_source_type: 1,
+    };
+    for (name, good) in
+        [("kek.example.io", true), ("kms.example.io/local-kek", false), ("kek", false), ("KEK.io", false)]
+    {
+        let value = stored::encode("demo", &object(name));
+        assert_eq!(matches!(Scanned::parse(&value), Scanned::KmsV2(_)), good, "{name}");
+        let output = inspect(&site, &value, &["--output", "json"]);
+        assert_says(&output, if good { 0 } else { 6 }, &[]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["form"], if good { "kms-v2" } else { "damaged" });
+        assert_eq!(
+            (&report["kmsV2"]["keyId"], &report["kmsV2"]["annotations"][0]["text"]),
+            (&"key-1".into(), &"seen".into())
+        );
+        assert_eq!(
+            report["problems"].to_string().contains(&format!("annotation name \\\"{name}\\\"")),
+            !good,
+            "{report}"
+        );
+    }
+}
+
+/// What a terminal obeys, and what changes how a line reads: in no output, and in JSON still there for whoever parses it.
+#[test]
+fn nothing_in_a_value_reaches_a_terminal_that_it_would_obey() {
+    const HOSTILE: &str = "x\u{9b}2J\u{202e}\u{2066}\u{200b}\u{feff}\n\u{1b}]0;y\u{7f}\u{e0041}";
+    let site = Site::local();
+    let object = EncryptedObject {
+        encrypted_data: vec![7; 70],
+        key_id: HOSTILE.to_owned(),
+        encrypted_dek_source: vec![1],
+        annotations: [(HOSTILE.to_owned(), HOSTILE.as_bytes().to_vec())].into(),
+        encrypted_dek_source_type: 1,
+    };
+    let value = stored::encode(HOSTILE, &object);
+    for format in ["json", "text"] {
+        for key in [None, Some(HOSTILE)] {
+            let arguments = [key.as_slice(), &["--file", "-", "--output", format]].concat();
+            let output = inspect(&site, &value, &arguments);
+            assert_says(&output, 6, &[]);
+            let said = text(&output);
+            let steering: Vec<char> = said.chars().filter(|c| *c != '\n' && is_steering(*c)).collect();
+            assert!(steering.is_empty(), "{steering:?} in {said:?}");
+            assert!(
+                !said.contains("\n]0;") && said.contains(if format == "json" { "\\u009b2J" } else { "\\u{9b}2J" }),
+                "{said}"
+            );
+        }
+    }
+    let report: Value = serde_json::from_slice(&inspect(&site, &value, &["--output", "json"]).stdout).unwrap();
+    assert_eq!((&report["kmsV2"]["keyId"], &report["kmsV2"]["provider"]), (&HOSTILE.into(), &HOSTILE.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

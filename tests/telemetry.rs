@@ -7,6 +7,7 @@ use kube_kms::api::v2::key_management_service_client::KeyManagementServiceClient
 use kube_kms::api::v2::{DecryptRequest, EncryptResponse};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use sha2::Digest;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -170,6 +171,92 @@ async fn what_is_left_is_sent_at_sigterm() {
     assert!(running.stop().await.success());
     assert!(of_uid(&collector, ENCRYPT, &uid).is_some(), "{:#?}", collector.spans());
     assert!(!collector.metrics().is_empty());
+}
+
+/// What an in-cluster client would use stands in the environment, and leads to a listener that nobody calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_83_nobody_calls_the_kubernetes_api_that_the_environment_names() {
+    let api = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    api.set_nonblocking(true).unwrap();
+    let port = api.local_addr().unwrap().port().to_string();
+    let mut site = Site::aws();
+    site.set("probe: {interval: 1s, timeout: 500ms}");
+    let kubeconfig = site.dir().join("kubeconfig");
+    std::fs::write(
+        &kubeconfig,
+        format!(
+            "{{apiVersion: v1, kind: Config, current-context: a, contexts: [{{name: a, context: {{cluster: a, user: a}}}}], \
+             clusters: [{{name: a, cluster: {{server: 'http://127.0.0.1:{port}'}}}}], users: [{{name: a, user: {{token: a}}}}]}}"
+        ),
+    )
+    .unwrap();
+    site.env("KUBECONFIG", kubeconfig.to_str().unwrap());
+    site.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", &port);
+    let running = site.start().await;
+    let before = running.until_ok().await;
+    let (plaintext, value) = sealed(&mut running.client().await).await;
+    assert!(running.client().await.decrypt(value, uid()).await.unwrap().plaintext == plaintext);
+    site.kms().rotate(crate::support::site::ALIAS);
+    running.until_status(|s| s.as_ref().is_ok_and(|s| s.key_id != before)).await.unwrap();
+    assert!(running.stop().await.success());
+    assert_eq!(api.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody called");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_84_each_request_has_one_line_with_its_uid_and_outcome() {
+    let site = Site::local();
+    let running = site.start().await;
+    let key_id = running.until_ok().await;
+    let mut client = running.client().await;
+    let (encrypted, refused, decrypted) = (uid(), uid(), uid());
+    let value = client.encrypt(seed(), encrypted.clone()).await.unwrap();
+    client.encrypt(Vec::new(), refused.clone()).await.unwrap_err();
+    client.decrypt(value, decrypted.clone()).await.unwrap();
+    for (uid, rpc, outcome) in
+        [(&encrypted, "Encrypt", "ok"), (&refused, "Encrypt", "plaintext-empty"), (&decrypted, "Decrypt", "ok")]
+    {
+        running.until_log(uid).await;
+        let log = running.settled_log().await;
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(uid.as_str())).collect();
+        let [line] = lines[..] else { panic!("{lines:#?}") };
+        assert!(line.contains(&format!("rpc={rpc}")) && line.contains(&format!("outcome={outcome}")), "{line}");
+        assert!(line.contains("elapsed_us="), "{line}");
+        assert_eq!(line.contains(&format!("key_id={key_id}")), outcome == "ok", "{line}");
+    }
+}
+
+/// SPEC: kube-apiserver's label `key_id_hash`: `sha256:` and the digest in hex. That its own says the same of our key_id is in
+/// `a_thousand_real_writes_share_one_seed_and_read_across`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_85_log_and_metrics_have_the_key_id_hash_of_the_api_server() {
+    let site = Site::local();
+    let running = site.start().await;
+    let key_id = running.until_ok().await;
+    let hash = format!("sha256:{}", hex::encode(sha2::Sha256::digest(&key_id)));
+    running.until_log(&format!("key_id_hash={hash}")).await;
+    let (_, page) = running.http("/metrics").await;
+    assert!(page.contains(&format!("key_id_hash=\"{hash}\"")), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_87_a_call_without_a_trace_begins_one_and_a_trace_that_comes_in_is_gone_on_with() {
+    let (site, collector) = exporting(Site::local());
+    let running = site.start().await;
+    let (alone, within) = (uid(), uid());
+    let value = running.client().await.encrypt(seed(), alone.clone()).await.unwrap();
+    let mut request = tonic::Request::new(decrypt_request(value, &within));
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{PARENT}-01").parse().unwrap());
+    bare(&site).await.decrypt(request).await.unwrap();
+    until(&collector, "both spans", |c| of_uid(c, ENCRYPT, &alone).is_some() && of_uid(c, DECRYPT, &within).is_some())
+        .await;
+    let root = of_uid(&collector, ENCRYPT, &alone).unwrap();
+    assert!(root.parent_span_id.is_empty() && root.trace_id.iter().any(|b| *b != 0), "{root:?}");
+    let child = of_uid(&collector, DECRYPT, &within).unwrap();
+    assert_eq!(
+        (hex::encode(&child.trace_id), hex::encode(&child.parent_span_id)),
+        (TRACE.to_owned(), PARENT.to_owned())
+    );
+    assert_ne!(root.trace_id, child.trace_id);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,13 +5,16 @@ use crate::cli::output::{self, Format};
 use crate::client::conformance::{
     self, Act, Bounds, CommandControl, Item, ItemReport, KmsControl, Outcome, Report, Section, Settings, Totals,
 };
+use crate::core::printable::printable;
 use clap::Args;
+use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
+const RESTORE_BY_HAND: &str = "run the --kms-control command with `restore` by hand";
 /// Columns of the title in the table.
 const TITLE_WIDTH: usize = 56;
 
@@ -23,10 +26,12 @@ The items are those of docs/conformance.md, 1 to 88. Nothing is changed but by -
 about 1,100 Encrypts and 1,900 Decrypts, never more than 4,000 of each, some 300 of them with altered values that must be \
 refused and 500 cut short; it takes half a minute, and more with --kms-control and --long. Think twice before running it against a plugin whose KMS bills or limits every call.\n\n\
 --kms-control runs CMD (no shell: a program and arguments, split on blanks) with one argument more: `rotate` makes the \
-KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that. Each must exit 0, within 60 s. A run \
-that is interrupted during an outage ends it.\n\n\
+KMS use a new key version, `outage` keeps the plugin from reaching it, `restore` ends that, `count` prints how many calls the KMS \
+has had so far. Each must end within 60 s, with status 0 when it is done; with another status the items that need it are not \
+applicable. A run that is interrupted during an outage ends it.\n\n\
 With --output json each item has `outcome` (passed, failed, not-applicable), `detail` (what was measured or seen) and, when \
-it failed, `hint` (where to look).\n\nExit status 0 when nothing failed, 4 when nobody answers, 6 when an item failed.")]
+it failed, `hint` (where to look).\n\nExit status 0 when nothing failed, 1 when --kms-control does not end its outage, 2 when it \
+cannot be run, 4 when nobody answers, 6 when an item failed.")]
 pub(super) struct Arguments {
     /// Where the plugin listens: unix:///PATH, /PATH, or unix:///@NAME for an abstract socket
     #[arg(long, value_name = "SOCKET", env = "KUBE_KMS_SOCKET")]
@@ -43,7 +48,7 @@ pub(super) struct Arguments {
     /// Also items that take more than a minute (9)
     #[arg(long)]
     long: bool,
-    /// What rotates the key and takes the KMS away, for items 20, 28, 40, 59, 60, 63 and 69
+    /// What rotates the key, takes the KMS away and counts its calls, for items 20, 26, 28, 40, 42, 57, 59, 60, 63 and 69
     #[arg(long, value_name = "CMD", value_parser = control)]
     kms_control: Option<CommandControl>,
     /// How long after `rotate` Status may show the old key_id
@@ -89,16 +94,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         }
     });
     output::progress("");
-    let report = ended?.map_err(|e| {
-        Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
-            .because(&e.0)
-            .hint("is the plugin running, and may this user open its socket?")
-    })?;
+    let report = ended?.map_err(|error| no_report(&error, &address))?;
     match arguments.output {
         Format::Json => output::json(&report),
         Format::Text => print(&report),
     }
     Ok(if report.totals.failed == 0 { Exit::Done } else { Exit::VerificationFailed })
+}
+
+fn no_report(error: &conformance::Error, address: &impl Display) -> Failure {
+    match error {
+        conformance::Error::Unreachable(why) => Failure::new(Exit::Unreachable, format!("nobody answers on {address}"))
+            .cause(why)
+            .hint("is the plugin running, and may this user open its socket?"),
+        conformance::Error::Control(why) => Failure::new(Exit::Usage, "--kms-control cannot be run")
+            .cause(why)
+            .hint("give a program that is there, with its path; see kube-kms conformance --help"),
+        conformance::Error::NotRestored(why) => {
+            Failure::new(Exit::Failed, "the KMS is still away").cause(why).hint(RESTORE_BY_HAND)
+        }
+    }
 }
 
 /// Catches SIGINT and SIGTERM from now on; the future ends with the first.
@@ -120,9 +135,7 @@ async fn stopped(control: Option<&CommandControl>) -> Failure {
     };
     match control.act(Act::Restore).await {
         Ok(()) => failure.cause("a signal asked to stop").hint("the outage of the KMS was ended first"),
-        Err(why) => {
-            failure.cause(why).hint("the KMS is still away: run the --kms-control command with `restore` by hand")
-        }
+        Err(why) => failure.cause(format!("the KMS is still away: {why}")).hint(RESTORE_BY_HAND),
     }
 }
 
@@ -186,8 +199,10 @@ fn print_item(report: &ItemReport) {
         " ".repeat(TITLE_WIDTH.saturating_sub(title.chars().count()))
     };
     let consequence = format!("so {}", report.item.consequence);
-    let seen = report.detail.strip_suffix(&consequence).map(|seen| seen.trim_end_matches("; "));
-    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, seen.unwrap_or(&report.detail));
+    // A plugin's words stay on their line.
+    let detail = printable(report.detail.as_bytes());
+    let seen = detail.strip_suffix(&consequence).map(|seen| seen.trim_end_matches("; "));
+    let line = format!("  {:>2}  {outcome:6}  {title}{gap} {}", report.item.number, seen.unwrap_or(&detail));
     output::line(line.trim_end());
     if seen.is_some() {
         output::line(format!("{:13}{consequence}", ""));

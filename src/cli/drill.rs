@@ -4,6 +4,7 @@ mod run;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output;
+use crate::core::printable::printable_lines;
 use crate::drill::claim::{Step, StepReport};
 use crate::drill::plan::{DrillError, KekPlan, Plan};
 use crate::drill::render::{self, step_line};
@@ -126,8 +127,8 @@ fn rehearse(arguments: &Rehearse) -> Result<Exit, Failure> {
 
 fn print(report: &Report, format: Format, to: Option<&Path>) -> Result<Exit, Failure> {
     let text = match format {
-        Format::Text => render::text(report),
-        Format::Markdown => render::markdown(report),
+        Format::Text => printable_lines(&render::text(report)).into_owned(),
+        Format::Markdown => printable_lines(&render::markdown(report)).into_owned(),
         Format::Json => json(report),
     };
     output::raw(text.as_bytes());
@@ -144,7 +145,7 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
 }
 
 fn json(report: &Report) -> String {
-    let mut text = serde_json::to_string_pretty(report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    let mut text = output::json_text(report);
     text.push('\n');
     text
 }
@@ -240,15 +241,15 @@ impl Progress for Live {
         }
         self.0.set_length(u64::try_from(of).unwrap_or(u64::MAX));
         self.0.set_position(u64::try_from(done).unwrap_or(u64::MAX));
-        self.0.set_message(what.to_owned());
+        self.0.set_message(printable_lines(what).into_owned());
     }
 
     fn note(&self, text: &str) {
-        self.0.println(text);
+        self.0.println(printable_lines(text));
     }
 
     fn ended(&self, report: &StepReport) {
-        self.0.println(step_line(report));
+        self.0.println(printable_lines(&step_line(report)));
         if report.number == 10 {
             self.0.finish_and_clear();
         }

@@ -1,6 +1,7 @@
 //! How a command ends: exit status, and an error in three parts: what failed on what, why, what to do.
 
 use crate::core::fault::Fault;
+use crate::core::printable::printable;
 use std::error::Error;
 use std::fmt::Write as _;
 
@@ -96,10 +97,11 @@ impl Failure {
     /// The three parts, for stderr.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut text = format!("error: {}\n", self.what);
+        // One line each, whatever a plugin, a KMS or etcd said.
+        let mut text = format!("error: {}\n", printable(self.what.as_bytes()));
         for cause in &self.causes {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "cause: {cause}");
+            let _ = writeln!(text, "cause: {}", printable(cause.as_bytes()));
         }
         if let Some(hint) = &self.hint {
             let _ = writeln!(text, "hint: {hint}");

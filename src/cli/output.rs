@@ -1,5 +1,8 @@
 //! The only place that prints. A reader that went away (`| head`) is not an error.
+//!
+//! SECURITY: results and errors quote etcd, plugins and the KMS; nothing of that reaches a terminal that it would obey.
 
+use crate::core::printable::{printable_json, printable_lines};
 use serde::Serialize;
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -15,7 +18,7 @@ pub enum Format {
 
 /// Prints a line of a result to stdout.
 pub fn line(text: impl AsRef<str>) {
-    let _ = writeln!(io::stdout().lock(), "{}", text.as_ref());
+    let _ = writeln!(io::stdout().lock(), "{}", printable_lines(text.as_ref()));
 }
 
 /// Prints bytes as they are to stdout.
@@ -25,13 +28,23 @@ pub fn raw(bytes: &[u8]) {
 
 /// Prints a result as JSON to stdout.
 pub fn json(value: &impl Serialize) {
+    line(json_text(value));
+}
+
+/// A result as a JSON document.
+pub fn json_text(value: &impl Serialize) -> String {
     let text = serde_json::to_string_pretty(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"));
-    line(text);
+    printable_json(&text).into_owned()
+}
+
+/// Prints a result as one line of JSON to stdout.
+pub fn json_line(value: &impl Serialize) {
+    line(printable_json(&serde_json::to_string(value).unwrap_or_default()));
 }
 
 /// Prints what went wrong to stderr.
 pub fn error(text: &str) {
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    let _ = io::stderr().lock().write_all(printable_lines(text).as_bytes());
 }
 
 /// Asks on stderr and waits for an answer on stdin. Yes is `y` or `yes`; no, when there is no terminal to ask.
@@ -56,6 +69,6 @@ pub fn is_interactive() -> bool {
 pub fn progress(text: &str) {
     let mut stderr = io::stderr().lock();
     if stderr.is_terminal() {
-        let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
+        let _ = write!(stderr, "\r\x1b[K{}", printable_lines(text)).and_then(|()| stderr.flush());
     }
 }

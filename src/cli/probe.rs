@@ -7,10 +7,12 @@ use crate::client::kms::{KmsClient, Target};
 use crate::client::limit;
 use crate::core::dek::DekBytes;
 use crate::core::key_id::KeyId;
+use crate::core::printable::printable;
 use crate::os::{OsEntropy, Stopwatch};
 use crate::transport::address::SocketAddress;
 use clap::Args;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tonic::Status;
@@ -240,11 +242,16 @@ fn micros(watch: Stopwatch) -> u64 {
     u64::try_from(watch.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
+/// On one line, whatever the plugin says.
+fn shown(text: &str) -> Cow<'_, str> {
+    printable(text.as_bytes())
+}
+
 fn print(report: &Report) {
     output::line(format!("socket   {}", report.socket));
     let s = &report.status;
-    output::line(format!("Status   {:>7} µs  version {}, healthz {}", s.micros, s.version, s.healthz));
-    output::line(format!("                     key_id {}", s.key_id));
+    output::line(format!("Status   {:>7} µs  version {}, healthz {}", s.micros, shown(&s.version), shown(&s.healthz)));
+    output::line(format!("                     key_id {}", shown(&s.key_id)));
     output::line(format!("                     key_id_hash {}", s.key_id_hash));
     if let Some(e) = &report.encrypt {
         output::line(format!(
@@ -253,8 +260,13 @@ fn print(report: &Report) {
         ));
         for a in &e.annotations {
             output::line(
-                format!("                     {} {} bytes {}", a.name, a.bytes, a.text.as_deref().unwrap_or(""))
-                    .trim_end(),
+                format!(
+                    "                     {} {} bytes {}",
+                    shown(&a.name),
+                    a.bytes,
+                    shown(a.text.as_deref().unwrap_or(""))
+                )
+                .trim_end(),
             );
         }
     }
@@ -263,7 +275,7 @@ fn print(report: &Report) {
         output::line(format!("Decrypt  {:>7} µs  {same}", d.micros));
     }
     for problem in &report.problems {
-        output::line(format!("PROBLEM  {problem}"));
+        output::line(format!("PROBLEM  {}", shown(problem)));
     }
     if report.problems.is_empty() {
         output::line("all as kube-apiserver needs it");

@@ -9,15 +9,17 @@ mod decrypt;
 mod encrypt;
 mod hint;
 mod item;
+mod meter;
 mod outage;
 mod raw;
 mod rotation;
 mod session;
+mod settle;
 mod status;
 mod transport;
 mod wire;
 
-pub use control::{Act, ActFuture, COMMAND_LIMIT, CommandControl, KmsControl};
+pub use control::{Act, ActFuture, COMMAND_LIMIT, CommandControl, ControlError, CountFuture, KmsControl};
 pub use item::{ITEMS, Item, Reach, Section};
 
 use crate::client::apiserver::FindingCode;
@@ -39,6 +41,8 @@ pub const DECRYPTS_MAX: u64 = 4_000;
 const LAST: [u8; 7] = [17, 55, 64, 65, 66, 71, 86];
 /// Items that look back on the simulated hour.
 const OF_THE_HOUR: [u8; 5] = [17, 64, 65, 66, 71];
+/// The one of them that is about whatever went wrong in it.
+const OF_THE_HOUR_THE_LAST: u8 = 71;
 
 /// How long what an operator does to the KMS may take to show, or to be over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,15 +135,25 @@ pub struct Report {
     pub totals: Totals,
 }
 
-/// Nobody answers on the socket.
-#[derive(Debug, thiserror::Error)]
-#[error("nobody answers on the socket")]
-pub struct Unreachable(#[source] pub std::io::Error);
+/// Why there is no report. It is not the plugin's fault, or there is no plugin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nobody answers on the socket.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The control cannot be run.
+    #[error("{0}")]
+    Control(String),
+    /// The control did not end the outage that it began.
+    #[error("{0}")]
+    NotRestored(String),
+}
 
 /// Runs the list. `waiting` is told what is being checked or waited for, `done` each item as it ends (not in their order).
 ///
 /// # Errors
-/// When nobody takes a connection on the socket. Whoever takes one and never answers fails item 1.
+/// When nobody takes a connection on the socket, or the control cannot be run. Whoever takes one and never answers fails
+/// item 1.
 ///
 /// # Cancel safety
 /// Not cancel safe: an outage may not have been ended.
@@ -147,27 +161,44 @@ pub async fn run(
     settings: Settings,
     waiting: Box<dyn Fn(&str) + Send + Sync>,
     done: &mut (dyn FnMut(&ItemReport) + Send),
-) -> Result<Report, Unreachable> {
+) -> Result<Report, Error> {
     let Settings { target, timeout, bounds, only, long, control } = settings;
-    drop(target.connect().map_err(Unreachable)?);
+    drop(target.connect().map_err(|error| Error::Unreachable(error.to_string()))?);
+    if let Some(control) = &control
+        && let Err(ControlError::NotRun(why)) = control.count().await
+    {
+        return Err(Error::Control(why));
+    }
     let chosen: Vec<&Item> =
         ITEMS.iter().filter(|item| only.as_ref().is_none_or(|only| only.contains(&item.number))).collect();
     let mut session = Session::new(target, timeout, bounds, control, waiting);
+    settle::first(&mut session).await;
     if chosen.iter().any(|item| OF_THE_HOUR.contains(&item.number)) {
         rotation::live(&mut session).await;
+        session.after_the_hour = settle::after(&mut session, OF_THE_HOUR_THE_LAST).await.err();
     }
     let mut items = Vec::with_capacity(chosen.len());
-    let (last, first): (Vec<&Item>, Vec<&Item>) = chosen.into_iter().partition(|item| LAST.contains(&item.number));
+    let mut chosen = chosen;
+    // Those that change what the KMS does come after those that do not, and those that look back come last.
+    chosen.sort_by_key(|item| match item.reach {
+        _ if LAST.contains(&item.number) => 3,
+        Reach::Outage => 2,
+        Reach::Rotation => 1,
+        _ => 0,
+    });
     // The item that says that no call as kube-apiserver makes it is answered.
     let mut dumb = None;
-    for item in first.into_iter().chain(last) {
+    for item in chosen {
         let watch = Stopwatch::start();
         let check = match dumb {
             Some(first) if item.number > first && !matches!(item.reach, Reach::No(_)) => {
                 not_applicable(format!("Status does not answer (item {first})"))
             }
-            _ => check(item, &mut session, long).await,
+            _ => checked(item, &mut session, long).await,
         };
+        if let Err(Stop::Aborted(error)) = check {
+            return Err(error);
+        }
         if item.number <= 2 && matches!(check, Err(Stop::Failed(_))) {
             dumb = dumb.or(Some(item.number));
         }
@@ -184,7 +215,7 @@ fn report(item: Item, check: Check, took: Duration) -> ItemReport {
     let (outcome, detail) = match check {
         Ok(detail) => (Outcome::Passed, detail),
         Err(Stop::Failed(seen)) => (Outcome::Failed, format!("{seen}; so {}", item.consequence)),
-        Err(Stop::NotApplicable(why)) => (Outcome::NotApplicable, why),
+        Err(stop) => (Outcome::NotApplicable, stop.to_string()),
     };
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let hint = (outcome == Outcome::Failed).then(|| hint::hint(item.number));
@@ -202,6 +233,21 @@ fn totals(items: &[ItemReport], session: &Session) -> Totals {
         statuses: calls(Rpc::Status),
         encrypts: calls(Rpc::Encrypt),
         decrypts: calls(Rpc::Decrypt),
+    }
+}
+
+/// Checks an item, and then waits until the plugin is well again, so that the next one is not blamed for this one.
+async fn checked(item: &Item, session: &mut Session, long: bool) -> Check {
+    let check = check(item, session, long).await;
+    let passive =
+        matches!(item.reach, Reach::No(_)) || LAST.contains(&item.number) || (item.reach == Reach::Long && !long);
+    if passive || matches!(check, Err(Stop::Aborted(_))) {
+        return check;
+    }
+    match (settle::after(session, item.number).await, check) {
+        // What an item failed by says more than what it left behind.
+        (Err(left), Ok(_)) if item.reach != Reach::Outage => Err(left),
+        (_, check) => check,
     }
 }
 
@@ -248,7 +294,7 @@ async fn status_section(number: u8, session: &mut Session) -> Check {
         20 => outage::status_goes_on(session).await,
         22 => status::key_id_length(session).await,
         25 => status::key_id_shows_nothing(session).await,
-        26 => transport::polls(session).await,
+        26 => status::polls(session).await,
         _ => outage::ok_again(session).await,
     }
 }

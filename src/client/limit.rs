@@ -4,6 +4,7 @@
 //! SPEC: k8s.io/apiserver kmsv2 `ValidateKeyID`, `ValidateEncryptedObject`, `validateAnnotations`; apimachinery
 //! `IsFullyQualifiedDomainName`.
 
+use crate::core::annotation::is_name;
 use crate::core::limit;
 use std::collections::BTreeMap;
 
@@ -72,7 +73,7 @@ pub fn check_sealed(key_id: &str, ciphertext: &[u8], annotations: &BTreeMap<Stri
         _ => {}
     }
     broken.extend(check_key_id(key_id).err());
-    broken.extend(annotations.keys().filter(|name| !is_fqdn(name)).cloned().map(Violation::AnnotationName));
+    broken.extend(annotations.keys().filter(|name| !is_name(name)).cloned().map(Violation::AnnotationName));
     let size = annotations_size(annotations);
     if size > limit::ANNOTATIONS_MAX {
         broken.push(Violation::AnnotationsTooLarge(size));
@@ -84,21 +85,6 @@ pub fn check_sealed(key_id: &str, ciphertext: &[u8], annotations: &BTreeMap<Stri
 #[must_use]
 pub fn annotations_size(annotations: &BTreeMap<String, Vec<u8>>) -> usize {
     annotations.iter().fold(0, |sum: usize, (k, v)| sum.saturating_add(k.len()).saturating_add(v.len()))
-}
-
-/// SPEC: apimachinery `IsFullyQualifiedDomainName`: one trailing dot is cut off, then an RFC 1123 subdomain of at least two
-/// labels of at most 63, 253 in all. A slash is not allowed, although some of upstream's documentation shows one.
-#[must_use]
-pub fn is_fqdn(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let label_ok = |label: &str| {
-        let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        label.len() <= 63
-            && alphanumeric(label.chars().next())
-            && alphanumeric(label.chars().last())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    name.len() <= 253 && name.contains('.') && name.split('.').all(label_ok)
 }
 
 #[cfg(test)]
@@ -117,7 +103,7 @@ mod tests {
             "dek.kube-kms",
             "dek.r1.kube-kms",
         ] {
-            assert!(is_fqdn(good), "{good}");
+            assert!(is_name(good), "{good}");
         }
         for bad in [
             "com",
@@ -135,7 +121,7 @@ mod tests {
             &format!("{}.io", "a".repeat(64)),
             &format!("{}.io", "a.".repeat(126)),
         ] {
-            assert!(!is_fqdn(bad), "{bad}");
+            assert!(!is_name(bad), "{bad}");
         }
     }
 

@@ -42,6 +42,22 @@ impl WrappedDek {
     }
 }
 
+/// Whether kube-apiserver takes this name. SPEC: apimachinery `IsFullyQualifiedDomainName`: one trailing dot is cut off,
+/// then an RFC 1123 subdomain of at least two labels of at most 63, 253 in all. A slash is not allowed, although some of
+/// upstream's documentation shows one.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let label_ok = |label: &str| {
+        let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        label.len() <= 63
+            && alphanumeric(label.chars().next())
+            && alphanumeric(label.chars().last())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    name.len() <= 253 && name.contains('.') && name.split('.').all(label_ok)
+}
+
 /// Recovery KEKs that a DEK can be wrapped under as well.
 pub const RECOVERY_MAX: usize = 3;
 

@@ -15,5 +15,6 @@ pub mod kek_ref;
 pub mod key_id;
 pub mod limit;
 pub mod port;
+pub mod printable;
 pub mod rotation;
 pub mod uid;

@@ -4,7 +4,7 @@
 //! row except at the top level. Refuses to know values. SPEC: the storage prefixes of kube-apiserver's registries; custom
 //! resources have their group before their plural; some built-in ones are stored under another word than their own.
 
-use std::borrow::Cow;
+use crate::core::printable::printable;
 
 /// Built-in directories whose word is not the name of the resource.
 const ODD: [(&str, &str); 10] = [
@@ -94,28 +94,6 @@ fn segment(path: &[u8], from: usize) -> &[u8] {
     path.get(from..).and_then(|rest| rest.split(|b| *b == b'/').next()).unwrap_or_default()
 }
 
-/// Bytes from etcd for a person: what is not printable is escaped, so that nothing reaches a terminal that it would obey.
-#[must_use]
-pub fn printable(bytes: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if text.chars().all(|c| !c.is_control() && c != '\u{fffd}' && !is_steering(c)) => Cow::Borrowed(text),
-        Ok(text) => Cow::Owned(text.chars().fold(String::new(), |mut all, c| {
-            if c.is_control() || is_steering(c) {
-                all.extend(c.escape_unicode())
-            } else {
-                all.push(c)
-            }
-            all
-        })),
-        Err(_) => Cow::Owned(bytes.escape_ascii().to_string()),
-    }
-}
-
-/// Characters that change the direction of a line or cannot be seen.
-const fn is_steering(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,14 +146,6 @@ mod tests {
         assert_eq!(directories("deployments.apps"), ["deployments", "apps/deployments"]);
         assert_eq!(directories("nodes"), ["minions"]);
         assert_eq!(directories("endpoints"), ["services/endpoints"]);
-    }
-
-    #[test]
-    fn nothing_reaches_a_terminal_that_it_obeys() {
-        assert_eq!(printable(b"a\x1b[2Jb"), "a\\u{1b}[2Jb");
-        assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");
-        assert_eq!(printable(b"\xffa\n"), "\\xffa\\n");
-        assert!(matches!(printable("größe".as_bytes()), Cow::Borrowed("größe")));
     }
 
     proptest! {

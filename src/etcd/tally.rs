@@ -5,8 +5,9 @@
 //! as such, never left out. Counts are exact below. Refuses to know how records are read and what is printed.
 
 use crate::core::envelope::lp;
+use crate::core::printable::printable;
 use crate::etcd::record::Record;
-use crate::etcd::resource::{Directory, printable};
+use crate::etcd::resource::Directory;
 use crate::etcd::value::{Damage, DekSourceType, Form, KmsV2, Value, half};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};

@@ -1,11 +1,11 @@
 //! What one stored value is: of a KMS v2 provider, of another encryption provider, in clear, damaged, or unknown.
 //!
 //! Guarantees: borrows from the value and copies none of it; any bytes have a class. A value of KMS v2 is whole by
-//! the rules of kube-apiserver but for the names of annotations. Refuses to know keys: nothing is decrypted. SPEC:
+//! the rules of kube-apiserver. Refuses to know keys: nothing is decrypted. SPEC:
 //! k8s.io/apiserver encryptionconfig `config.go` (prefixes), envelope `ValidateEncryptedObject` (limits).
 
 use crate::api::stored::PREFIX;
-use crate::core::annotation::{KEK, RECOVERY_MAX};
+use crate::core::annotation::{KEK, RECOVERY_MAX, is_name};
 use crate::core::envelope::lp;
 use crate::core::kek_ref::KekRef;
 use crate::core::limit;
@@ -70,6 +70,8 @@ pub enum Damage {
     DekSource,
     /// The annotations are over their limit.
     Annotations,
+    /// An annotation has a name that is no fully qualified domain name.
+    AnnotationName,
     /// The type of the DEK source is neither a key nor a seed.
     DekSourceType,
 }
@@ -146,12 +148,19 @@ impl Damage {
             Self::KeyId => "key_id empty or over 1,024 bytes",
             Self::DekSource => "wrapped DEK source empty or over 1,024 bytes",
             Self::Annotations => "annotations over 32,768 bytes",
+            Self::AnnotationName => "an annotation's name is no fully qualified domain name",
             Self::DekSourceType => "unknown type of DEK source",
         }
     }
 }
 
 impl<'a> KmsV2<'a> {
+    /// The fields of a value whose only damage is in the names of its annotations, for whoever explains them.
+    #[must_use]
+    pub fn with_any_names(value: &'a [u8]) -> Option<Self> {
+        kms_v2(value.strip_prefix(PREFIX)?).ok()
+    }
+
     /// The value of an annotation.
     #[must_use]
     pub fn annotation(&self, name: &str) -> Option<&'a [u8]> {
@@ -208,6 +217,9 @@ impl<'a> Value<'a> {
     pub fn parse(value: &'a [u8]) -> Self {
         if let Some(rest) = value.strip_prefix(PREFIX) {
             return match kms_v2(rest) {
+                Ok(object) if !object.annotations.iter().all(|(name, _)| is_name(name)) => {
+                    Self::Damaged(Damage::AnnotationName)
+                }
                 Ok(object) => Self::KmsV2(object),
                 Err(damage) => Self::Damaged(damage),
             };
@@ -267,6 +279,7 @@ struct Fields<'a> {
     annotations: Vec<(&'a str, &'a [u8])>,
 }
 
+/// By every rule but that on the names of annotations.
 fn kms_v2(rest: &[u8]) -> Result<KmsV2<'_>, Damage> {
     let colon = rest.iter().position(|b| *b == b':').filter(|at| *at > 0).ok_or(Damage::ProviderName)?;
     let (provider, message) = rest.split_at_checked(colon).ok_or(Damage::ProviderName)?;

@@ -44,7 +44,8 @@ impl Verdict {
             if is_named(&group.key_id, expected) {
                 objects = objects.saturating_add(n);
             } else {
-                let (resource, key_id, provider) = (&group.resource, printable(&group.key_id), &group.provider);
+                let (resource, key_id) = (&group.resource, printable(&group.key_id));
+                let provider = printable(&group.provider);
                 against.push(format!("{} of {resource} under key_id {key_id}, provider {provider}", count(n)));
             }
         }
@@ -72,7 +73,7 @@ impl Verdict {
 }
 
 fn printable(text: &str) -> std::borrow::Cow<'_, str> {
-    crate::etcd::resource::printable(text.as_bytes())
+    crate::core::printable::printable(text.as_bytes())
 }
 
 fn count(objects: u64) -> String {

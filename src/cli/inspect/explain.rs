@@ -4,7 +4,7 @@ use crate::cli::inspect::opening::Opened;
 use crate::client::limit;
 use crate::core::annotation::{DEK, KEK};
 use crate::core::envelope::Envelope;
-use crate::etcd::resource::printable;
+use crate::core::printable::printable;
 use crate::etcd::value::{DekSourceType, Form, KmsV2, Value};
 use crate::etcd::verdict::key_id_hash;
 use serde::Serialize;
@@ -81,15 +81,14 @@ impl Report {
         let mut problems = Vec::new();
         let (what, form, kms_v2) = match Value::parse(value) {
             Value::KmsV2(object) => {
-                let all = object.annotations.iter().map(|(n, v)| ((*n).to_owned(), v.to_vec())).collect();
-                let broken = limit::check_sealed(object.key_id, object.dek_source, &all);
-                problems.extend(broken.iter().map(|violation| violation.describe("the object")));
                 let what = format!("an object of the KMS v2 provider {}", printable(object.provider.as_bytes()));
                 (what, "kms-v2", Some(Fields::of(&object)))
             }
             Value::Damaged(damage) => {
                 problems.push(format!("it begins as a value of KMS v2, and is damaged: {}", damage.reason()));
-                ("a damaged value of KMS v2".to_owned(), "damaged", None)
+                let object = KmsV2::with_any_names(value);
+                problems.extend(object.iter().flat_map(broken));
+                ("a damaged value of KMS v2".to_owned(), "damaged", object.as_ref().map(Fields::of))
             }
             Value::Other(form) => (describe(&form), form.label(), None),
         };
@@ -116,6 +115,13 @@ impl Report {
         }
         lines
     }
+}
+
+/// Every rule of kube-apiserver that it breaks, in words.
+fn broken(object: &KmsV2<'_>) -> Vec<String> {
+    let all = object.annotations.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
+    let broken = limit::check_sealed(object.key_id, object.dek_source, &all);
+    broken.iter().map(|violation| violation.describe("the object")).collect()
 }
 
 impl Fields {

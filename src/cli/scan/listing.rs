@@ -5,8 +5,9 @@
 
 use crate::cli::output::{self, Format};
 use crate::cli::scan::Arguments;
+use crate::core::printable::printable;
 use crate::etcd::record::Record;
-use crate::etcd::resource::{Directory, printable};
+use crate::etcd::resource::Directory;
 use crate::etcd::scan::{Progress, Sink};
 use crate::etcd::value::Value;
 use crate::etcd::verdict::is_named;
@@ -83,7 +84,7 @@ impl Listing {
                     resource: Directory::of(record.key, &self.prefix).resource(),
                     mod_revision: record.mod_revision,
                 };
-                output::line(serde_json::to_string(&line).unwrap_or_default());
+                output::json_line(&line);
             }
         }
         true

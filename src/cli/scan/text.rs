@@ -1,7 +1,7 @@
 //! What `scan` found, for a person: totals first, then each key, the verdict last; 100 columns where names allow it.
 
 use crate::cli::scan::report::{EtcdSource, Key, Number, Report, SnapshotSource, Source};
-use crate::etcd::resource::printable;
+use crate::core::printable::printable;
 use std::borrow::Cow;
 
 pub(super) fn lines(report: &Report) -> Vec<String> {

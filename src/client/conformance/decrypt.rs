@@ -1,9 +1,12 @@
 //! Section D: Decrypt, items 45 to 62.
 
+use super::meter::Meter;
 use super::session::{
     Caller, Check, Sealed, Session, Stop, decrypt_request, failed, not_applicable, opened_to, random,
 };
-use super::wire::{Call, DECRYPT};
+use super::status::{has_credential, has_host};
+use super::transport::TIMES;
+use super::wire::{Call, DECRYPT, Trouble};
 use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptResponse};
 use crate::core::limit::CIPHERTEXT_MAX;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -182,7 +185,16 @@ pub(super) async fn odd_ciphertexts(session: &mut Session) -> Check {
     for (what, ciphertext) in
         [("an empty ciphertext", Vec::new()), ("one byte", vec![7]), ("a ciphertext of 1 MiB", vec![7; 1 << 20])]
     {
-        must_be_refused(&caller, what, &EncryptResponse { ciphertext, ..sealed.clone() }).await?;
+        // What is far over the limit may be cut off on its stream: kube-apiserver neither takes nor sends it.
+        let is_long = ciphertext.len() > CIPHERTEXT_MAX;
+        match caller.decrypt(&EncryptResponse { ciphertext, ..sealed.clone() }).await {
+            Err(Trouble::Status(..)) => {}
+            Err(Trouble::Lost(_) | Trouble::Http(_)) if is_long => {}
+            Err(trouble) => return failed(format!("{what}: {trouble}")),
+            Ok(plaintext) => {
+                return failed(format!("{what}: Decrypt succeeded with {} bytes", plaintext.len()));
+            }
+        }
         if let Err(trouble) = caller.status().await {
             return failed(format!("Status after {what}: {trouble}"));
         }
@@ -194,17 +206,16 @@ pub(super) async fn odd_ciphertexts(session: &mut Session) -> Check {
 pub(super) fn messages_show_nothing(session: &Session) -> Check {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let witness = session.witness();
-    let host = host.trim().to_ascii_lowercase();
+    let host = host.trim();
     for message in &witness.messages {
         let lower = message.to_ascii_lowercase();
         let what = if message.len() > 1024 {
             "is longer than 1 KiB"
         } else if message.contains("://") || has_ipv4(message) {
             "has an address in it"
-        } else if host.len() > 4 && lower.contains(&host) {
+        } else if has_host(message, host) {
             "has the name of this host in it"
-        } else if ["akia", "hvs.", "token=", "password=", "panicked at", "goroutine"].iter().any(|w| lower.contains(w))
-        {
+        } else if has_credential(message) || ["panicked at", "goroutine "].iter().any(|word| lower.contains(word)) {
             "has a credential or a stack in it"
         } else {
             continue;
@@ -226,19 +237,30 @@ fn has_ipv4(text: &str) -> bool {
 /// Item 57.
 pub(super) async fn equal(session: &mut Session) -> Check {
     let value = session.value().await?;
-    let caller = session.new_caller().await?;
-    let mut calls = JoinSet::new();
-    for _ in 0..EQUAL {
-        let (caller, value) = (caller.clone(), value.clone());
-        calls.spawn(async move { caller.opens(&value).await });
-    }
-    let bad: Vec<Stop> = calls.join_all().await.into_iter().filter_map(Result::err).collect();
-    match bad.first() {
-        None => Ok(format!("{EQUAL} answered; calls to the KMS were not counted")),
-        Some(Stop::Failed(first) | Stop::NotApplicable(first)) => {
-            failed(format!("{} of {EQUAL} equal Decrypts at once: {first}", bad.len()))
+    let mut seen = String::new();
+    for _ in 0..TIMES {
+        let meter = Meter::start(session).await?;
+        let caller = session.new_caller().await?;
+        let mut calls = JoinSet::new();
+        for _ in 0..EQUAL {
+            let (caller, sealed) = (caller.clone(), value.sealed.clone());
+            calls.spawn(async move { caller.decrypt(&sealed).await });
+        }
+        let all = calls.join_all().await;
+        let late = all.iter().any(|answer| matches!(answer, Err(Trouble::Late)));
+        let opened = all.into_iter().map(|answer| opened_to(answer, &value));
+        let bad: Vec<Stop> = opened.filter_map(Result::err).collect();
+        let Some(first) = bad.first() else {
+            let (what, answered) = (format!("{EQUAL} equal Decrypts"), format!("{EQUAL} answered"));
+            return meter.check(session, &what, &answered, 1).await;
+        };
+        seen = format!("{} of {EQUAL} equal Decrypts at once: {first}", bad.len());
+        // Only a clock says that something was late, and the machine may be busy.
+        if !late {
+            break;
         }
     }
+    failed(seen)
 }
 
 /// Item 58. The first is taken in before the others are sent, and those before it is cancelled: a Status tells.
@@ -248,8 +270,10 @@ pub(super) async fn first_goes_away(session: &mut Session) -> Check {
     let call = Call::new(DECRYPT, &decrypt_request(&value.sealed));
     let first = caller.start(&call).await.or_else(|trouble| failed(format!("Decrypt: {trouble}")))?;
     taken_in(&caller).await?;
-    let mut others = Vec::with_capacity(OTHERS);
-    for _ in 0..OTHERS {
+    // Two streams are left, for the first and for Status.
+    let others_at_once = OTHERS.min(caller.wire.streams_allowed().saturating_sub(2)).max(1);
+    let mut others = Vec::with_capacity(others_at_once);
+    for _ in 0..others_at_once {
         others.push(caller.start(&call).await.or_else(|trouble| failed(format!("Decrypt: {trouble}")))?);
     }
     taken_in(&caller).await?;
@@ -264,9 +288,9 @@ pub(super) async fn first_goes_away(session: &mut Session) -> Check {
     }
     let bad: Vec<Stop> = calls.join_all().await.into_iter().filter_map(Result::err).collect();
     match bad.first() {
-        None => Ok(format!("{OTHERS} others were answered")),
-        Some(Stop::Failed(first) | Stop::NotApplicable(first)) => {
-            failed(format!("{} of {OTHERS} equal Decrypts, once the first was cancelled: {first}", bad.len()))
+        None => Ok(format!("{others_at_once} others were answered")),
+        Some(first) => {
+            failed(format!("{} of {others_at_once} equal Decrypts, once the first was cancelled: {first}", bad.len()))
         }
     }
 }
@@ -282,7 +306,13 @@ pub(super) async fn short_plaintexts(session: &mut Session) -> Check {
     let caller = session.caller().await?;
     for size in [16, 24] {
         let plaintext = random(size);
-        let sealed = caller.encrypt(&plaintext).await.or_else(|t| failed(format!("Encrypt of {size} bytes: {t}")))?;
+        let sealed = match caller.encrypt(&plaintext).await {
+            Ok(sealed) => sealed,
+            Err(trouble) if trouble.is_refusal() => {
+                return not_applicable(format!("Encrypt of {size} bytes, which kube-apiserver never sends: {trouble}"));
+            }
+            Err(trouble) => return failed(format!("Encrypt of {size} bytes: {trouble}")),
+        };
         caller.opens(&Sealed { plaintext, sealed }).await?;
     }
     Ok("unchanged".to_owned())

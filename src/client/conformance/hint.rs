@@ -33,7 +33,7 @@ pub(super) const fn hint(number: u8) -> &'static str {
         36 => "use a fresh nonce for each Encrypt, and return all of what identifies the value",
         37 => "encrypt the plaintext",
         38 => "serve a call without uid, or answer InvalidArgument",
-        39 => "accept 16 to 64 bytes; answer InvalidArgument to what is too small or too large",
+        39 => "accept 32 bytes; answer InvalidArgument to a size that you do not seal",
         40 => "give each KMS call a deadline shorter than that of the caller; use no stand-in for a key",
         42 => "wrap with a data key that is reused, so that Encrypt costs no KMS call and no quota",
         44 => "seal under a key of the plugin's, never of a connection's or a process's",

@@ -67,6 +67,8 @@ pub enum Reach {
     Rotation,
     /// The socket and an outage of the KMS.
     Outage,
+    /// The socket, and a count of the calls that the KMS has had. That it does not hold may show without.
+    Count,
     /// It fails when its opposite is seen during the run. That it holds needs control of the KMS.
     Watched,
     /// More than a client has: why.
@@ -82,6 +84,7 @@ impl Reach {
             Self::Long => "`--long`",
             Self::Rotation => "`rotate`",
             Self::Outage => "`outage`",
+            Self::Count => "`count`",
             Self::Watched => "if seen",
             Self::No(_) => "no",
         }
@@ -135,7 +138,7 @@ items! {
     2, Transport, Reach::Socket, "`:authority: localhost` accepted", "the provider never becomes healthy: /readyz fails, and encrypted resources are neither written nor read (Kubernetes 1.32 and newer)";
     3, Transport, Reach::Socket, "a socket path as `:authority` (Kubernetes 1.29 to 1.31, file socket): accepted, or refused at once", "Kubernetes 1.29 to 1.31 waits for its timeout at every call instead of reporting an error";
     4, Transport, Reach::Socket, "`:authority` `@name` on an abstract socket accepted", "the provider never becomes healthy on this socket";
-    5, Transport, Reach::Socket, "no `:authority`, unknown headers, `grpc-accept-encoding: gzip`: accepted, reply uncompressed", "a grpc-go of another release or a proxy in between is not served";
+    5, Transport, Reach::Socket, "unknown headers, `grpc-accept-encoding: gzip`: accepted, reply uncompressed", "a grpc-go of another release or a proxy in between is not served";
     6, Transport, Reach::Socket, "unknown method and service: UNIMPLEMENTED, connection usable", "a client of another API version cannot tell what is wrong, or takes the connection of others along";
     7, Transport, Reach::No(CONFIGURATION), "file and abstract sockets, no trailing NUL", "";
     8, Transport, Reach::Socket, "two clients at once", "during a reload of the EncryptionConfiguration, when two connections poll, the new configuration is dropped";
@@ -156,7 +159,7 @@ items! {
     23, Status, Reach::No(CONFIGURATION), "long key names cannot make a long key_id", "";
     24, Status, Reach::No(PROCESS), "never a key: an RPC error, not an empty key_id", "";
     25, Status, Reach::Socket, "key_id shows nothing", "key_id is stored in every object and its hash is a metric label: whoever reads etcd or a backup sees it";
-    26, Status, Reach::Socket, "20 Status a second cost no KMS call of their own", "health polls of all API servers are slow; over the timeout they count as failed";
+    26, Status, Reach::Count, "20 Status a second cost no KMS call of their own", "health polls of all API servers are slow; over the timeout they count as failed";
     27, Status, Reach::No(KMS), "a hanging KMS does not delay Status", "";
     28, Status, Reach::Outage, "`ok` again soon after recovery", "the API server stays not ready after the KMS is back";
     29, Status, Reach::No(KMS), "Decrypt permission missing is noticed", "";
@@ -172,7 +175,7 @@ items! {
     39, Encrypt, Reach::Socket, "plaintext sizes", "seeds of that size cannot be sealed, or the answer is thrown away";
     40, Encrypt, Reach::Outage, "no KMS: prompt error, nothing made up", "writes hang until the timeout, or are sealed under something that cannot be opened";
     41, Encrypt, Reach::No(KMS), "a rotation between Status and Encrypt", "";
-    42, Encrypt, Reach::Socket, "20 Encrypts a minute for 10 minutes", "an API server that disagrees about key_id asks for a new seed with every poll, and is not served";
+    42, Encrypt, Reach::Count, "20 Encrypts a minute for 10 minutes", "an API server that disagrees about key_id asks for a new seed with every poll, and is not served";
     43, Encrypt, Reach::No(KMS), "Encrypt p99 under 100 ms with a KMS at 50 ms", "";
     44, Encrypt, Reach::Socket, "every result opens on every replica", "what one API server writes another cannot read";
     45, Decrypt, Reach::Socket, "round trip", "objects that were stored cannot be read again, or are read as other bytes";
@@ -187,7 +190,7 @@ items! {
     54, Decrypt, Reach::Socket, "empty, 1 byte, 1 MiB", "a damaged object in etcd is taken for a good one, or takes the plugin down";
     55, Decrypt, Reach::Socket, "messages show nothing", "the message reaches API clients and logs";
     56, Decrypt, Reach::No(KMS), "1,000 distinct triples under a rate limit", "";
-    57, Decrypt, Reach::Socket, "500 equal Decrypts: one unwrap", "an API server that starts reads everything at once, and reads fail";
+    57, Decrypt, Reach::Count, "500 equal Decrypts: one unwrap", "an API server that starts reads everything at once, and reads fail";
     58, Decrypt, Reach::Socket, "the first caller cancelled", "one request that gives up fails the reads of others";
     59, Decrypt, Reach::Outage, "KMS down, seen before", "reads of what is not in the API server's own cache hang for as long as the KMS is away";
     60, Decrypt, Reach::Outage, "KMS down, not seen", "each such read waits for the whole timeout; lists of many objects never end";

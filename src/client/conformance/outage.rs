@@ -2,7 +2,8 @@
 //!
 //! Guarantees: the KMS is restored whatever was seen meanwhile.
 
-use super::control::Act;
+use super::Error;
+use super::control::{Act, ControlError};
 use super::session::{
     Caller, Check, Sealed, Session, Stop, altered, decrypt_request, failed, not_applicable, random, uid,
 };
@@ -46,25 +47,29 @@ async fn outage(session: &mut Session) -> Result<Seen, Stop> {
         return Ok(seen.clone());
     }
     let Some(control) = session.control.clone() else { return not_applicable("needs --kms-control") };
-    let value = session.value().await?;
+    // Sealed now: what an earlier item did to an older value is not about the outage.
+    let value = session.new_value().await?;
     let caller = session.caller().await?;
     let key_id = caller.status().await.or_else(|t| failed(format!("Status before the outage: {t}")))?.key_id;
     (session.waiting)("an outage of the KMS");
-    if let Err(why) = control.act(Act::Outage).await {
+    if let Err(error) = control.act(Act::Outage).await {
         // It may have been done in part.
         let _ = control.act(Act::Restore).await;
-        return not_applicable(why);
+        return Err(Stop::of_control(error));
     }
     let (status, healthz) = poll(&caller, &key_id).await;
     let encrypt = encrypt(&caller).await;
     let known = judge(&caller, decrypt(&caller, &value.sealed).await, &value.plaintext);
     let unknown = judge(&caller, decrypt(&caller, &altered(&value.sealed)).await, &value.plaintext);
-    if let Err(why) = control.act(Act::Restore).await {
-        return failed(format!("the KMS was not restored, do it by hand: {why}"));
+    if let Err(ControlError::Declined(why) | ControlError::NotRun(why)) = control.act(Act::Restore).await {
+        return Err(Stop::Aborted(Error::NotRestored(why)));
     }
     let limit = session.bounds.recovery;
     (session.waiting)(&format!("the recovery ({limit:?} at most)"));
     let back_after = recovery(&caller, &value, limit).await;
+    if back_after.is_none() {
+        session.spoilt = Some((28, "the outage is not over for it".to_owned()));
+    }
     let seen = Seen { status, healthz, encrypt, known, unknown, back_after };
     session.outage = Some(seen.clone());
     Ok(seen)

@@ -3,15 +3,16 @@
 //! Guarantees: every call is counted and every refusal is kept, whoever made it; plaintexts are random and are never
 //! shown. Refuses to know the list.
 
-use super::Bounds;
-use super::control::KmsControl;
+use super::control::{ControlError, KmsControl};
 use super::wire::{Answer, Call, DECRYPT, ENCRYPT, Pending, STATUS, Trouble, Wire};
+use super::{Bounds, Error};
 use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use crate::client::apiserver;
 use crate::client::kms::Target;
 use crate::client::plugin::Rpc;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tonic::Code;
@@ -26,6 +27,27 @@ pub(super) enum Stop {
     Failed(String),
     /// This keeps it from being checked.
     NotApplicable(String),
+    /// Nothing more can be checked, and it is not the plugin's fault.
+    Aborted(Error),
+}
+
+impl Stop {
+    /// Why an act was not done: what declines leaves items unchecked, what cannot be run ends the run.
+    pub(super) fn of_control(error: ControlError) -> Self {
+        match error {
+            ControlError::Declined(why) => Self::NotApplicable(why),
+            ControlError::NotRun(why) => Self::Aborted(Error::Control(why)),
+        }
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(why) | Self::NotApplicable(why) => f.write_str(why),
+            Self::Aborted(error) => error.fmt(f),
+        }
+    }
 }
 
 /// What a check says: what was measured, or why not.
@@ -64,9 +86,10 @@ impl Witness {
 
     pub(super) fn answered<M>(&mut self, rpc: Rpc, answer: &Result<M, tonic::Status>) {
         self.count(rpc);
-        // Our own clock ends a call with DEADLINE_EXCEEDED too.
+        // Our own clock ends a call with DEADLINE_EXCEEDED too. What has a source was made here, of a lost connection.
         if let Err(status) = answer
             && status.code() != Code::DeadlineExceeded
+            && std::error::Error::source(status).is_none()
         {
             self.refused(status.code(), status.message());
         }
@@ -169,6 +192,10 @@ pub(super) struct Session {
     pub(super) control: Option<Arc<dyn KmsControl>>,
     pub(super) witness: Arc<Mutex<Witness>>,
     pub(super) life: Option<apiserver::Report>,
+    /// What the simulated hour left behind.
+    pub(super) after_the_hour: Option<Stop>,
+    /// Who left the plugin saying that it is not well, and what it says.
+    pub(super) spoilt: Option<(u8, String)>,
     pub(super) rotation: Option<super::rotation::Seen>,
     pub(super) outage: Option<super::outage::Seen>,
     /// Says what is waited for.
@@ -185,9 +212,21 @@ impl Session {
         control: Option<Arc<dyn KmsControl>>,
         waiting: Box<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
-        let witness = Arc::default();
-        let (life, rotation, outage, wire, sealed) = (None, None, None, None, None);
-        Self { target, timeout, bounds, control, witness, life, rotation, outage, waiting, wire, sealed }
+        Self {
+            target,
+            timeout,
+            bounds,
+            control,
+            witness: Arc::default(),
+            life: None,
+            after_the_hour: None,
+            spoilt: None,
+            rotation: None,
+            outage: None,
+            waiting,
+            wire: None,
+            sealed: None,
+        }
     }
 
     pub(super) fn witness(&self) -> MutexGuard<'_, Witness> {
@@ -206,7 +245,7 @@ impl Session {
 
     /// On a connection of its own.
     pub(super) async fn new_caller(&self) -> Result<Caller, Stop> {
-        match Wire::connect(&self.target).await {
+        match Wire::connect(&self.target, self.timeout).await {
             Ok(wire) => Ok(self.on(Arc::new(wire))),
             Err(trouble) => failed(format!("it takes no connection: {trouble}")),
         }
@@ -216,25 +255,32 @@ impl Session {
         Caller { wire, timeout: self.timeout, witness: Arc::clone(&self.witness) }
     }
 
-    /// A value that was sealed in this run and opens.
+    /// A value that was sealed in this run and opens. What fails once may have been unlucky; what fails again is what it is.
     pub(super) async fn value(&mut self) -> Result<Sealed, Stop> {
         if let Some(known) = &self.sealed {
             return known.clone();
         }
-        let caller = self.caller().await?;
-        let plaintext = random(32);
-        let made = match caller.encrypt(&plaintext).await {
-            Err(trouble) => not_applicable(format!("Encrypt does not work (item 31): {trouble}")),
-            Ok(sealed) => {
-                let value = Sealed { plaintext, sealed };
-                match caller.opens(&value).await {
-                    Ok(()) => Ok(value),
-                    Err(_) => not_applicable("Decrypt does not work (item 45)"),
-                }
-            }
-        };
+        let mut made = self.new_value().await;
+        if made.is_err() {
+            made = self.new_value().await;
+        }
         self.sealed = Some(made.clone());
         made
+    }
+
+    /// Likewise, sealed now.
+    pub(super) async fn new_value(&mut self) -> Result<Sealed, Stop> {
+        let caller = self.caller().await?;
+        let plaintext = random(32);
+        let sealed = match caller.encrypt(&plaintext).await {
+            Ok(sealed) => sealed,
+            Err(trouble) => return not_applicable(format!("Encrypt does not work (item 31): {trouble}")),
+        };
+        let value = Sealed { plaintext, sealed };
+        match caller.opens(&value).await {
+            Ok(()) => Ok(value),
+            Err(_) => not_applicable("Decrypt does not work (item 45)"),
+        }
     }
 }
 

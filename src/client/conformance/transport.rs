@@ -1,12 +1,14 @@
 //! Section A: HTTP/2 and gRPC on the socket, items 1 to 14.
 
 use super::raw::{Reaction, status_with_authority};
-use super::session::{Caller, Check, Session, Stop, altered, decrypt_request, failed, not_applicable};
+use super::session::{Caller, Check, Sealed, Session, Stop, altered, decrypt_request, failed, not_applicable};
 use super::wire::{Call, DECRYPT, ENCRYPT, STATUS, Trouble};
 use crate::api::v2::{DecryptResponse, StatusRequest, StatusResponse};
 use crate::client::kms::Target;
 use crate::os::Stopwatch;
 use bytes::Bytes;
+use http::StatusCode;
+use http::uri::Authority;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -19,9 +21,13 @@ const AT_ONCE: usize = 50;
 const AT_ONCE_LIMIT: Duration = Duration::from_secs(1);
 /// What a busy machine may add to a deadline of 50 ms.
 const SLACK: Duration = Duration::from_millis(200);
-const SLOW: Duration = Duration::from_millis(100);
-/// Slow polls of 60 that may be a busy machine's.
-const FEW: usize = 3;
+pub(super) const SLOW: Duration = Duration::from_millis(100);
+/// How often a bound must be missed: a machine is busy now and then, a plugin that is slow is slow each time.
+pub(super) const TIMES: usize = 3;
+/// Calls that are timed: the fastest counts, which a busy machine does not touch.
+const TIMED: usize = 10;
+/// By this factor cancelled calls may slow down others.
+const SLOWER: u32 = 5;
 
 fn status_call() -> Call {
     Call::new(STATUS, &StatusRequest {})
@@ -64,24 +70,32 @@ pub(super) async fn path_as_authority(session: &mut Session) -> Check {
     if matches!(session.target, Target::Abstract(_)) {
         return not_applicable("this is an abstract socket: see item 4");
     }
-    let watch = Stopwatch::start();
-    let reaction = status_with_authority(&session.target, "%2Frun%2Fkms.sock", session.timeout).await;
-    let took = watch.elapsed();
-    match reaction {
-        Ok(Reaction::Accepted) => Ok("accepted".to_owned()),
-        Ok(Reaction::Refused) if took <= AT_ONCE_LIMIT => {
-            Ok("refused at once: on a file socket it needs Kubernetes 1.32 or newer".to_owned())
-        }
-        Ok(Reaction::Refused) => failed(format!("refused only after {took:?}")),
-        Ok(Reaction::Silent) => failed(format!("neither accepted nor refused within {:?}", session.timeout)),
-        Err(error) => failed(format!("it takes no connection: {error}")),
+    let mut seen = String::new();
+    for _ in 0..TIMES {
+        let watch = Stopwatch::start();
+        let reaction = status_with_authority(&session.target, "%2Frun%2Fkms.sock", session.timeout).await;
+        let took = watch.elapsed();
+        seen = match reaction {
+            Ok(Reaction::Accepted) => return Ok("accepted".to_owned()),
+            Ok(Reaction::Refused) if took <= AT_ONCE_LIMIT => {
+                return Ok("refused at once: on a file socket it needs Kubernetes 1.32 or newer".to_owned());
+            }
+            Ok(Reaction::Refused) => format!("refused only after {took:?}"),
+            Ok(Reaction::Silent) => format!("neither accepted nor refused within {:?}", session.timeout),
+            Err(error) => return failed(format!("it takes no connection: {error}")),
+        };
     }
+    failed(format!("{seen}, {TIMES} times"))
 }
 
 /// Item 4.
 pub(super) async fn name_as_authority(session: &mut Session) -> Check {
     let Target::Abstract(name) = &session.target else { return not_applicable("this is a file socket: see item 3") };
-    let authority = Some(format!("@{name}"));
+    let authority = format!("@{name}");
+    if Authority::try_from(authority.as_str()).is_err() {
+        return not_applicable("this name cannot stand in a header as it is");
+    }
+    let authority = Some(authority);
     let caller = session.new_caller().await?;
     match caller.call::<StatusResponse>(&Call { authority, ..status_call() }).await {
         Ok(_) => Ok("accepted".to_owned()),
@@ -93,7 +107,6 @@ pub(super) async fn name_as_authority(session: &mut Session) -> Check {
 pub(super) async fn strange_headers(session: &mut Session) -> Check {
     let caller = session.new_caller().await?;
     let cases = [
-        ("no :authority", Call { authority: None, ..status_call() }),
         ("unknown headers", status_call().header("x-never-heard-of", "1").header("traceparent", "00-no-trace-01")),
         ("offered compression", status_call().header("grpc-accept-encoding", "gzip")),
     ];
@@ -102,20 +115,25 @@ pub(super) async fn strange_headers(session: &mut Session) -> Check {
             return failed(format!("Status with {what}: {trouble}"));
         }
     }
-    Ok("accepted, and the answers are plain".to_owned())
+    // kube-apiserver always sends one, and gRPC's C core refuses a call without: on a connection of its own, and not judged.
+    let without = Call { authority: None, ..status_call() };
+    let without = match session.new_caller().await?.call::<StatusResponse>(&without).await {
+        Ok(_) => "accepted".to_owned(),
+        Err(trouble) => format!("not served ({trouble}), and never sent by kube-apiserver"),
+    };
+    Ok(format!("accepted, and the answers are plain; without `:authority`: {without}"))
 }
 
-/// Item 6.
+/// Item 6, with names that nobody has: that of another version of the API may be served, and rightly so.
 pub(super) async fn unknown_methods(session: &mut Session) -> Check {
     let caller = session.new_caller().await?;
     for path in [
-        "/v2.KeyManagementService/Rotate",
-        "/kms.v2.KeyManagementService/Status",
-        "/v1beta1.KeyManagementService/Version",
-        "/v2alpha1.KeyManagementService/Status",
+        "/v2.KeyManagementService/NoSuchMethod",
+        "/nobody.v2.KeyManagementService/Status",
+        "/nobody.NoSuchService/NoSuchMethod",
     ] {
         match caller.call::<StatusResponse>(&Call { path, ..status_call() }).await {
-            Err(Trouble::Status(Code::Unimplemented, _)) => {}
+            Err(Trouble::Status(Code::Unimplemented, _) | Trouble::Http(StatusCode::NOT_FOUND)) => {}
             Err(trouble) => return failed(format!("{path}: {trouble}")),
             Ok(_) => return failed(format!("{path} was answered")),
         }
@@ -163,18 +181,34 @@ pub(super) async fn idle(session: &mut Session) -> Check {
 
 /// Item 11: with a value that the plugin has not seen, so that it may have to ask its KMS.
 pub(super) async fn short_deadline(session: &mut Session) -> Check {
-    let value = session.value().await?;
-    let caller = session.caller().await?;
-    let call = Call::new(DECRYPT, &decrypt_request(&altered(&value.sealed))).header("grpc-timeout", "50m");
-    let watch = Stopwatch::start();
-    let answer = caller.call::<DecryptResponse>(&call).await;
-    let took = watch.elapsed();
     let limit = Duration::from_millis(50).saturating_add(SLACK);
-    match answer {
-        Err(Trouble::Late) => failed(format!("Decrypt with grpc-timeout 50m: no answer within {:?}", session.timeout)),
-        _ if took > limit => failed(format!("Decrypt with grpc-timeout 50m was answered after {took:?}")),
-        _ => Ok(format!("answered after {} ms", took.as_millis())),
+    let mut seen = String::new();
+    for _ in 0..TIMES {
+        // Another one each time: a plugin may remember what it has refused.
+        let value = session.new_value().await?;
+        let caller = session.caller().await?;
+        let call = Call::new(DECRYPT, &decrypt_request(&altered(&value.sealed))).header("grpc-timeout", "50m");
+        let watch = Stopwatch::start();
+        let answer = caller.call::<DecryptResponse>(&call).await;
+        let took = watch.elapsed();
+        seen = match answer {
+            Err(Trouble::Late) => format!("no answer within {:?}", session.timeout),
+            _ if took > limit => format!("was answered after {took:?}"),
+            _ => return Ok(format!("answered after {} ms", took.as_millis())),
+        };
     }
+    failed(format!("Decrypt with grpc-timeout 50m: {seen}, {TIMES} times"))
+}
+
+/// How long a Decrypt takes, the fastest of some.
+async fn fastest(caller: &Caller, value: &Sealed) -> Result<Duration, Stop> {
+    let mut fastest = Duration::MAX;
+    for _ in 0..TIMED {
+        let watch = Stopwatch::start();
+        caller.opens(value).await?;
+        fastest = fastest.min(watch.elapsed());
+    }
+    Ok(fastest)
 }
 
 /// Item 12.
@@ -184,9 +218,12 @@ pub(super) async fn cancelled(session: &mut Session) -> Check {
     let whole = Call::new(DECRYPT, &decrypt_request(&value.sealed));
     // A plugin that answers from memory is done with a whole one before it is cancelled.
     let half = whole.clone().unfinished();
-    for _ in 0..CANCELLED.div_euclid(AT_ONCE) {
-        let mut pending = Vec::with_capacity(AT_ONCE);
-        for call in [&whole, &half].into_iter().cycle().take(AT_ONCE) {
+    let before = fastest(&caller, &value).await?;
+    // One stream is left for Status.
+    let at_once = AT_ONCE.min(caller.wire.streams_allowed().saturating_sub(1)).max(1);
+    for _ in 0..CANCELLED.div_ceil(at_once) {
+        let mut pending = Vec::with_capacity(at_once);
+        for call in [&whole, &half].into_iter().cycle().take(at_once) {
             match caller.start(call).await {
                 Ok(started) => pending.push(started),
                 Err(Trouble::Late) => return failed("it takes no more streams, although all were cancelled"),
@@ -199,21 +236,16 @@ pub(super) async fn cancelled(session: &mut Session) -> Check {
         }
         drop(pending);
     }
-    let mut times = Vec::new();
-    for _ in 0..20 {
-        let watch = Stopwatch::start();
-        if let Err(Stop::Failed(why)) = caller.opens(&value).await {
-            return failed(format!("after {CANCELLED} cancelled calls: {why}"));
-        }
-        times.push(watch.elapsed());
+    let after = match fastest(&caller, &value).await {
+        Ok(after) => after,
+        Err(why) => return failed(format!("after {CANCELLED} cancelled calls: {why}")),
+    };
+    // What is left behind slows down every call, a busy machine some; a KMS that is asked each time did so before.
+    if after > SLOW.max(before.saturating_mul(SLOWER)) {
+        let (after, before) = (after.as_millis(), before.as_millis());
+        return failed(format!("after {CANCELLED} cancelled calls a Decrypt takes {after} ms, and {before} ms before"));
     }
-    // Half of them: what is left behind slows down every call, a busy machine one.
-    times.sort_unstable();
-    let middle = times.get(times.len().div_euclid(2)).copied().unwrap_or_default();
-    if middle > SLOW {
-        return failed(format!("after {CANCELLED} cancelled calls a Decrypt takes {} ms", middle.as_millis()));
-    }
-    Ok(format!("afterwards a Decrypt takes {} µs", middle.as_micros()))
+    Ok(format!("afterwards a Decrypt takes {} µs, and {} µs before", after.as_micros(), before.as_micros()))
 }
 
 /// Item 13.
@@ -266,39 +298,13 @@ async fn one_malformed(caller: &Caller, what: &str, call: Call) -> Result<(), St
         Err(Trouble::Late) => return failed(format!("{what}: no answer within the deadline")),
         _ => {}
     }
-    if !caller.wire.is_open() {
-        return failed(format!("{what} took the connection along"));
-    }
     match caller.status().await {
         Ok(_) => Ok(()),
+        Err(Trouble::Lost(_)) => failed(format!("{what} took the connection along")),
         Err(trouble) => failed(format!("Status on the same connection after {what}: {trouble}")),
     }
 }
 
 fn body(flag: u8, length: u32, message: &[u8]) -> Bytes {
     [&[flag][..], &length.to_be_bytes(), message].concat().into()
-}
-
-/// Item 26, which is about time on the socket too.
-pub(super) async fn polls(session: &mut Session) -> Check {
-    let caller = session.caller().await?;
-    let mut beat = tokio::time::interval(Duration::from_millis(50));
-    let mut times = Vec::new();
-    for _ in 0..60 {
-        beat.tick().await;
-        let watch = Stopwatch::start();
-        if let Err(trouble) = caller.status().await {
-            return failed(format!("Status, 20 a second: {trouble}"));
-        }
-        times.push(watch.elapsed());
-    }
-    let slow = times.iter().filter(|time| **time > SLOW).count();
-    let slowest = times.iter().max().map_or(0, Duration::as_millis);
-    if slow > FEW {
-        let limit = SLOW.as_millis();
-        return failed(format!(
-            "{slow} of 60 Status calls, 20 a second, took over {limit} ms, the slowest {slowest} ms"
-        ));
-    }
-    Ok(format!("60 in 3 s, the slowest took {slowest} ms; calls to the KMS were not counted"))
 }

@@ -1,13 +1,14 @@
 //! One HTTP/2 connection to a plugin, without a gRPC library: what a check has to send or to see and no well-behaved
 //! client would.
 //!
-//! Guarantees: nothing is retried; no header is added beyond those that gRPC demands; every call ends by its deadline.
-//! Refuses to know what answers mean. SPEC: gRPC over HTTP/2; RFC 9113.
+//! Guarantees: nothing is retried; no header is added beyond those that gRPC demands; every call ends by its deadline; no
+//! stream is opened over what the server's SETTINGS allow, and what is too much waits. Refuses to know what answers mean. SPEC: gRPC over HTTP/2; RFC 9113.
 
 use crate::client::kms::Target;
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
-use http::{HeaderMap, Request, Uri, Version};
+use h2::{Ping, RecvStream, SendStream};
+use http::{HeaderMap, Request, StatusCode, Uri, Version};
 use prost::Message;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -15,6 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
@@ -25,6 +27,8 @@ pub(super) const ENCRYPT: &str = "/v2.KeyManagementService/Encrypt";
 /// Path of Decrypt.
 pub(super) const DECRYPT: &str = "/v2.KeyManagementService/Decrypt";
 
+/// Streams at once before the server has said how many, as hyper and grpc-go have it.
+const STREAMS_BEFORE_SETTINGS: usize = 100;
 /// Bytes of gRPC's own head before a message: a flag and a length.
 const HEAD: usize = 5;
 
@@ -37,6 +41,8 @@ pub(super) enum Trouble {
     Late,
     /// The stream was reset, or the connection is gone.
     Lost(String),
+    /// An HTTP status that is not 200. SPEC: gRPC's http-grpc-status-mapping: a client takes 404 for Unimplemented.
+    Http(StatusCode),
     /// An answer that is not what gRPC asks for.
     Garbled(String),
 }
@@ -57,6 +63,7 @@ impl fmt::Display for Trouble {
             }
             Self::Late => f.write_str("no answer within the deadline"),
             Self::Lost(why) => write!(f, "no answer: {why}"),
+            Self::Http(status) => write!(f, "the answer is no gRPC: HTTP status {status}"),
             Self::Garbled(why) => write!(f, "the answer is no gRPC: {why}"),
         }
     }
@@ -176,24 +183,38 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Connects, and sends the preface. The plugin has not said anything yet.
-    pub(super) async fn connect(target: &Target) -> Result<Self, Trouble> {
+    /// Connects, and waits for the server's SETTINGS: for at most this long, since what it says to a call is worth more than
+    /// that they do not come.
+    pub(super) async fn connect(target: &Target, limit: Duration) -> Result<Self, Trouble> {
         let stream = target.connect().map_err(|error| Trouble::Lost(error.to_string()))?;
         // h2 hangs up on a server whose small frames it has no time to read; grpc-go has no such limit.
         let mut builder = h2::client::Builder::new();
-        let (send, mut connection) = builder.data_frame_budget(1 << 30).handshake(stream).await.map_err(lost)?;
-        let streams = Arc::new(AtomicUsize::new(usize::MAX));
+        builder.data_frame_budget(1 << 30).initial_max_send_streams(STREAMS_BEFORE_SETTINGS);
+        let (send, mut connection) = builder.handshake(stream).await.map_err(lost)?;
+        let streams = Arc::new(AtomicUsize::new(STREAMS_BEFORE_SETTINGS));
         let seen = Arc::clone(&streams);
+        // SPEC: RFC 9113, 3.4: SETTINGS are the first frame of a server, so they come before the answer to a PING.
+        let mut ping = connection.ping_pong();
+        let sent = ping.as_mut().is_some_and(|ping| ping.send_ping(Ping::opaque()).is_ok());
+        let (settled, settings) = oneshot::channel();
+        let mut settled = sent.then_some(settled);
         let driver = tokio::spawn(async move {
-            // The limit is known once the server's SETTINGS are there.
             let _ = poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx);
                 seen.store(connection.max_concurrent_send_streams(), Ordering::Relaxed);
+                if let Some(ping) = ping.as_mut().filter(|_| settled.is_some())
+                    && ping.poll_pong(cx).is_ready()
+                    && let Some(settled) = settled.take()
+                {
+                    let _ = settled.send(());
+                }
                 polled
             })
             .await;
         });
-        Ok(Self { send, driver, streams })
+        let wire = Self { send, driver, streams };
+        let _ = tokio::time::timeout(limit, settings).await;
+        Ok(wire)
     }
 
     /// How many streams the server allows at once.
@@ -206,38 +227,54 @@ impl Wire {
         !self.driver.is_finished()
     }
 
-    /// Sends a request and does not wait for the answer. Dropping what it returns resets the stream.
-    pub(super) async fn start(&self, call: &Call) -> Result<Pending, Trouble> {
+    /// Opens a stream, or lets it wait for its turn; and what there is to be sent on it.
+    async fn open(&self, call: &Call) -> Result<(ResponseFuture, SendStream<Bytes>), Trouble> {
         let request = call.request().map_err(|error| Trouble::Lost(error.to_string()))?;
         let mut ready = self.send.clone().ready().await.map_err(lost)?;
-        let (response, mut stream) = ready.send_request(request, false).map_err(lost)?;
-        let mut rest = call.body.clone();
+        ready.send_request(request, false).map_err(lost)
+    }
+
+    /// Sends a request and does not wait for the answer. Dropping what it returns resets the stream.
+    pub(super) async fn start(&self, call: &Call) -> Result<Pending, Trouble> {
+        let (response, mut stream) = self.open(call).await?;
+        let mut body = call.body.clone();
         if call.unfinished {
-            let half = rest.split_to(rest.len().div_euclid(2));
+            let half = body.split_to(body.len().div_euclid(2));
             stream.send_data(half, false).map_err(lost)?;
-            return Ok(Pending { response, _stream: stream });
-        }
-        if rest.is_empty() {
-            stream.send_data(Bytes::new(), true).map_err(lost)?;
-        }
-        stream.reserve_capacity(rest.len());
-        while !rest.is_empty() {
-            match poll_fn(|cx| stream.poll_capacity(cx)).await {
-                Some(Ok(room)) => {
-                    let part = rest.split_to(room.min(rest.len()));
-                    stream.send_data(part, rest.is_empty()).map_err(lost)?;
-                }
-                // The server has answered already and wants no more of it.
-                _ => break,
-            }
+        } else {
+            feed(&mut stream, body).await;
         }
         Ok(Pending { response, _stream: stream })
     }
 
     /// Sends a request and waits for the answer, for at most this long.
     pub(super) async fn call(&self, call: &Call, limit: Duration) -> Result<Answer, Trouble> {
-        let whole = async { self.start(call).await?.answer().await };
+        let whole = async {
+            let (mut response, mut stream) = self.open(call).await?;
+            // A server may answer what it has not read to its end, and read no more of it.
+            let response = tokio::select! {
+                biased;
+                early = &mut response => early,
+                () = feed(&mut stream, call.body.clone()) => response.await,
+            };
+            answer(response.map_err(lost)?).await
+        };
         tokio::time::timeout(limit, whole).await.unwrap_or(Err(Trouble::Late))
+    }
+}
+
+/// Sends all of a body, or as much as the server wants: whether that was all, its answer says.
+async fn feed(stream: &mut SendStream<Bytes>, mut rest: Bytes) {
+    if rest.is_empty() {
+        let _ = stream.send_data(Bytes::new(), true);
+    }
+    stream.reserve_capacity(rest.len());
+    while !rest.is_empty() {
+        let Some(Ok(room)) = poll_fn(|cx| stream.poll_capacity(cx)).await else { return };
+        let part = rest.split_to(room.min(rest.len()));
+        if stream.send_data(part, rest.is_empty()).is_err() {
+            return;
+        }
     }
 }
 
@@ -251,22 +288,26 @@ impl Drop for Wire {
 #[derive(Debug)]
 pub(super) struct Pending {
     response: ResponseFuture,
-    _stream: h2::SendStream<Bytes>,
+    _stream: SendStream<Bytes>,
 }
 
 impl Pending {
     pub(super) async fn answer(self) -> Result<Answer, Trouble> {
-        let (parts, mut stream) = self.response.await.map_err(lost)?.into_parts();
-        if parts.status != http::StatusCode::OK {
-            return Err(Trouble::Garbled(format!("HTTP status {}", parts.status)));
-        }
-        let mut body = BytesMut::new();
-        while let Some(chunk) = stream.data().await {
-            let chunk = chunk.map_err(lost)?;
-            stream.flow_control().release_capacity(chunk.len()).map_err(lost)?;
-            body.extend(chunk);
-        }
-        let trailers = stream.trailers().await.map_err(lost)?.unwrap_or_default();
-        Ok(Answer { headers: parts.headers, trailers, body: body.freeze() })
+        answer(self.response.await.map_err(lost)?).await
     }
+}
+
+async fn answer(response: http::Response<RecvStream>) -> Result<Answer, Trouble> {
+    let (parts, mut stream) = response.into_parts();
+    if parts.status != StatusCode::OK {
+        return Err(Trouble::Http(parts.status));
+    }
+    let mut body = BytesMut::new();
+    while let Some(chunk) = stream.data().await {
+        let chunk = chunk.map_err(lost)?;
+        stream.flow_control().release_capacity(chunk.len()).map_err(lost)?;
+        body.extend(chunk);
+    }
+    let trailers = stream.trailers().await.map_err(lost)?.unwrap_or_default();
+    Ok(Answer { headers: parts.headers, trailers, body: body.freeze() })
 }

@@ -92,6 +92,23 @@ fn what_kube_apiserver_would_not_read_is_damaged() {
     assert_eq!(damage(|o| o.encrypted_dek_source_type = 0), None);
     let huge = |o: &mut EncryptedObject| drop(o.annotations.insert("a.io".to_owned(), vec![0; 32 * 1024]));
     assert_eq!(damage(huge), Some(Damage::Annotations));
+    for (name, expected) in [
+        ("a.example.com.", None),
+        ("kms.example.io/local-kek", Some(Damage::AnnotationName)),
+        ("com", Some(Damage::AnnotationName)),
+        ("", Some(Damage::AnnotationName)),
+        ("A.example.com", Some(Damage::AnnotationName)),
+    ] {
+        let mut object = object();
+        object.annotations.insert(name.to_owned(), vec![1]);
+        let value = stored::encode("demo", &object);
+        let found = match Value::parse(&value) {
+            Value::Damaged(damage) => Some(damage),
+            _ => None,
+        };
+        assert_eq!(found, expected, "{name:?}");
+        assert!(KmsV2::with_any_names(&value).is_some_and(|read| read.annotation(name) == Some(&[1])), "{name:?}");
+    }
     for (value, damage) in [
         (b"k8s:enc:kms:v2:".as_slice(), Damage::ProviderName),
         (b"k8s:enc:kms:v2::x", Damage::ProviderName),

@@ -10,6 +10,7 @@ mod waiting;
 
 use self::line::{EscapedFields, PlainText, WallClock};
 use self::waiting::{Lines, Writer};
+use crate::core::printable::printable_json;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -137,15 +138,43 @@ where
         LogFormat::Text if ansi => layer.fmt_fields(EscapedFields).boxed(),
         LogFormat::Text => layer.fmt_fields(EscapedFields).event_format(PlainText).boxed(),
         LogFormat::Json => {
-            layer.json().flatten_event(true).with_current_span(true).with_span_list(false).with_ansi(false).boxed()
+            let json = layer.json().flatten_event(true).with_current_span(true).with_span_list(false).with_ansi(false);
+            json.map_writer(PrintableJson).boxed()
         }
     };
     (filtered.with(layer), LevelHandle(handle))
 }
 
+/// JSON's own writer leaves controls of C1 and characters of direction as they are, and people read logs on terminals.
+#[derive(Debug)]
+struct PrintableJson<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for PrintableJson<W> {
+    type Writer = PrintableJson<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        PrintableJson(self.0.make_writer())
+    }
+}
+
+impl<W: io::Write> io::Write for PrintableJson<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => self.0.write_all(printable_json(text).as_bytes())?,
+            Err(_) => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::printable::is_steering;
     use serde_json::Value;
     use std::sync::{Arc, Mutex};
     use tracing::subscriber::with_default;
@@ -237,6 +266,7 @@ mod tests {
             info_span!("rpc", uid = "u-1").in_scope(|| info!(elapsed_us = 12, reason = %HOSTILE, "done"));
         });
         let [line] = &lines[..] else { panic!("{lines:?}") };
+        assert!(!line.chars().any(is_steering), "{line:?}");
         let object: Value = serde_json::from_str(line).unwrap();
         assert_is_rfc3339_with_microseconds(object["timestamp"].as_str().unwrap());
         assert_eq!(object["level"], "INFO");

@@ -23,6 +23,8 @@ use tonic::Status;
 const SERVICE: &str = "/v2.KeyManagementService/";
 const PATH_AS_AUTHORITY: &[u8] = b"%2Frun%2Fkms.sock";
 const MESSAGE_MAX: usize = 4 << 20;
+/// What [`Fault::LongIsReset`] reads of a message.
+const LONG: usize = 64 << 10;
 /// Places for Decrypts on one connection.
 const PLACES: usize = 300;
 
@@ -93,14 +95,23 @@ async fn connection(
     mut newest: watch::Receiver<usize>,
 ) -> Result<(), h2::Error> {
     let fault = plugin.fault;
-    if matches!(fault, Fault::PathUnanswered | Fault::PathRefusedLate) && says(&stream, PATH_AS_AUTHORITY).await {
+    let minds_paths = matches!(fault, Fault::PathUnanswered | Fault::PathRefusedLate | Fault::BusyAtFirst);
+    if minds_paths && says(&stream, PATH_AS_AUTHORITY).await {
         match fault {
             Fault::PathUnanswered => std::future::pending().await,
+            Fault::BusyAtFirst if !plugin.is_busy_with_a_path() => {}
             _ => tokio::time::sleep(Duration::from_millis(1300)).await,
         }
         return Ok(());
     }
-    let streams = if fault == Fault::FewStreams { 100 } else { 10_000 };
+    if fault == Fault::SettingsLate {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let streams = match fault {
+        Fault::FewStreams => 10,
+        Fault::SettingsLate => 200,
+        _ => 10_000,
+    };
     let mut builder = h2::server::Builder::new();
     let mut connection = builder.max_concurrent_streams(streams).handshake::<_, Bytes>(stream).await?;
     let peer = Arc::new(peer);
@@ -160,8 +171,11 @@ async fn call(plugin: Arc<Sound>, peer: Arc<Peer>, request: Request<RecvStream>,
                 respond_with(fault, zipped, answer, &mut respond);
             }
         }
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => if let Some(place) = place {
-            place.forget();
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => {
+            plugin.cancelled();
+            if let Some(place) = place {
+                place.forget();
+            }
         }
     }
 }
@@ -184,9 +198,12 @@ async fn answered(plugin: &Sound, peer: &Peer, request: Request<RecvStream>) -> 
         let chunk = chunk.ok()?;
         let _ = stream.flow_control().release_capacity(chunk.len());
         body.extend(chunk);
+        if plugin.fault == Fault::LongIsReset && body.len() > LONG {
+            return None;
+        }
     }
     let asked = head.headers.get("grpc-timeout").and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if plugin.fault == Fault::DeadlineIgnored && asked == "50m" {
+    if asked == "50m" && (plugin.fault == Fault::DeadlineIgnored || plugin.is_busy_with_a_deadline()) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let path = head.uri.path();
@@ -206,6 +223,8 @@ async fn answered(plugin: &Sound, peer: &Peer, request: Request<RecvStream>) -> 
             Err(status) => Err(status),
         },
         _ => match plugin.fault {
+            Fault::ServesV1 if path == "/v1beta1.KeyManagementService/Version" => Ok(Vec::new()),
+            Fault::UnknownPathIsNotFound => return Some(Answer::Http(404)),
             Fault::UnknownPathIsInternal => Err(Status::internal("no handler")),
             Fault::UnknownPathHangsUp => {
                 peer.hang_up.notify_one();

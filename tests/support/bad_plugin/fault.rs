@@ -18,8 +18,6 @@ pub enum Fault {
     PathRefusedLate,
     /// Item 4: a name with `@` is no host for it.
     AtNameRefused,
-    /// Item 5: a request without authority is a bad one.
-    AuthorityDemanded,
     /// Item 5: it refuses headers that it has never heard of.
     UnknownHeaderRefused,
     /// Item 5: it compresses what may be compressed.
@@ -38,7 +36,9 @@ pub enum Fault {
     DeadlineIgnored,
     /// Item 12: a cancelled Decrypt keeps its place among those that are served.
     CancelledKeepTheirPlace,
-    /// Item 13: a hundred streams and no more.
+    /// Item 12: a burst of cancelled Decrypts makes it say for a while that it is not well.
+    CancelledSpoilHealth,
+    /// Item 13: ten streams and no more.
     FewStreams,
     /// Item 14: what cannot be decoded is answered with an empty message.
     MalformedIsAnswered,
@@ -49,6 +49,8 @@ pub enum Fault {
 
     /// Item 26: some Status calls wait for the KMS.
     StatusAsksTheKms,
+    /// Item 26: every Status asks a KMS that is fast.
+    StatusCostsACall,
 
     /// Item 35: it keeps one value of each plaintext.
     OneValuePerPlaintext,
@@ -56,6 +58,8 @@ pub enum Fault {
     SlotsUsedAgain,
     /// Item 42: Encrypts in a row are too many.
     FewEncryptsInARow,
+    /// Item 42: every Encrypt asks the KMS.
+    EncryptCostsACall,
     /// Item 44: the third client's key is its own.
     ThirdClientHasItsOwnKey,
 
@@ -63,6 +67,8 @@ pub enum Fault {
     AnnotationsInOrder,
     /// Item 57: it serves 200 Decrypts at once and refuses the rest.
     FewDecryptsAtOnce,
+    /// Item 57: every Decrypt asks the KMS.
+    DecryptCostsACall,
     /// Item 58: an unwrap that several wait for belongs to the first of them.
     UnwrapOfTheFirst,
     /// Item 62: a Decrypt without uid is never answered.
@@ -76,6 +82,8 @@ pub enum Fault {
     OutageChangesKeyId,
     /// Item 28: an outage that was noticed is never over.
     OutageForGood,
+    /// Item 28: after an outage it neither encrypts nor decrypts any more.
+    OutageKills,
     /// Item 40: without a KMS an Encrypt is never answered.
     OutageHangsEncrypt,
     /// Item 40: without a KMS it seals under a key that nobody keeps.
@@ -95,4 +103,24 @@ pub enum Fault {
     RotationForgetsTheOld,
     /// Item 69: it never asks for the current version.
     RotationUnseen,
+
+    // Harmless: what a good plugin may be like.
+    /// A request without authority is a bad one, as for gRPC's C core. kube-apiserver always sends one.
+    AuthorityDemanded,
+    /// It serves KMS v1 beside v2.
+    ServesV1,
+    /// It has a router of HTTP, to which an unknown path is not found.
+    UnknownPathIsNotFound,
+    /// It takes 32 bytes, as kube-apiserver sends, and refuses the rest.
+    ThirtyTwoBytesOnly,
+    /// It resets the stream of a message that is far too long.
+    LongIsReset,
+    /// Its SETTINGS take a while, and allow 200 streams.
+    SettingsLate,
+    /// It unwraps at each Decrypt, which takes a while.
+    SlowDecrypts,
+    /// The machine is busy: whatever has a bound misses it the first time.
+    BusyAtFirst,
+    /// Its first Encrypt finds no connection to the KMS yet.
+    FirstEncryptRefused,
 }

@@ -68,7 +68,8 @@ impl Faulty {
         let (path, kms) = (self.dir.path().join("kms-control"), self.dir.path().display());
         let script = format!(
             "#!/bin/sh\nset -e\ncase \"$1\" in\nrotate) printf . >>{kms}/rotations ;;\noutage) : >{kms}/outage ;;\n\
-             restore) rm {kms}/outage ;;\n*) exit 1 ;;\nesac\n"
+             restore) rm {kms}/outage ;;\n\
+             count) [ -e {kms}/calls ] || : >{kms}/calls; wc -c <{kms}/calls ;;\n*) exit 1 ;;\nesac\n"
         );
         std::fs::write(&path, script).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -10,16 +10,22 @@ use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
 use kube_kms::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tonic::Status;
 
 /// Slots that are used once, and slots that are used again and again.
 const SLOTS: (usize, usize) = (100, 400);
 const IN_A_ROW: u32 = 15;
 const AT_ONCE: usize = 200;
+/// Cancelled Decrypts that spoil its health, and for how long.
+const BURST: u32 = 100;
+const SPOILT: Duration = Duration::from_secs(4);
+/// Status calls of a busy time.
+const BUSY: u32 = 45;
 
 /// See the module.
 #[derive(Debug)]
@@ -29,6 +35,9 @@ pub struct Sound {
     statuses: AtomicU32,
     encrypts_in_a_row: AtomicU32,
     decrypting: AtomicUsize,
+    cancelled: AtomicU32,
+    encrypted: AtomicBool,
+    was_busy: [AtomicBool; 2],
     memory: Mutex<Memory>,
 }
 
@@ -47,6 +56,7 @@ struct Memory {
     outage_seen: bool,
     /// The Status call that first saw the rotation.
     rotation_seen_at: Option<u32>,
+    spoilt_until: Option<Instant>,
 }
 
 impl Sound {
@@ -57,8 +67,32 @@ impl Sound {
             statuses: AtomicU32::new(0),
             encrypts_in_a_row: AtomicU32::new(0),
             decrypting: AtomicUsize::new(0),
+            cancelled: AtomicU32::new(0),
+            encrypted: AtomicBool::new(false),
+            was_busy: Default::default(),
             memory: Mutex::default(),
         }
+    }
+
+    /// A call to the KMS, which is a byte in a file, so that a script can count.
+    fn asks_the_kms(&self) {
+        let mut calls = std::fs::File::options().append(true).create(true).open(self.kms.join("calls")).unwrap();
+        calls.write_all(b".").unwrap();
+    }
+
+    /// A Decrypt was reset.
+    pub fn cancelled(&self) {
+        if self.fault == Fault::CancelledSpoilHealth && self.cancelled.fetch_add(1, Ordering::SeqCst) >= BURST {
+            self.memory.lock().unwrap().spoilt_until = Some(Instant::now() + SPOILT);
+        }
+    }
+
+    pub fn is_busy_with_a_path(&self) -> bool {
+        self.fault == Fault::BusyAtFirst && !self.was_busy[0].swap(true, Ordering::SeqCst)
+    }
+
+    pub fn is_busy_with_a_deadline(&self) -> bool {
+        self.fault == Fault::BusyAtFirst && !self.was_busy[1].swap(true, Ordering::SeqCst)
     }
 
     fn outage(&self) -> bool {
@@ -70,6 +104,11 @@ impl Sound {
             Fault::RotationUnseen => 0,
             _ => std::fs::metadata(self.kms.join("rotations")).map_or(0, |file| file.len()),
         }
+    }
+
+    /// Whether an outage was the end of it.
+    fn is_dead(&self) -> bool {
+        self.fault == Fault::OutageKills && !self.outage() && self.memory.lock().unwrap().outage_seen
     }
 
     /// The versions that Status and Encrypt name now.
@@ -94,11 +133,18 @@ impl Sound {
         if self.fault == Fault::StatusAsksTheKms && n % 10 == 9 {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
+        if self.fault == Fault::BusyAtFirst && n < BUSY && n % 5 == 4 {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        if self.fault == Fault::StatusCostsACall {
+            self.asks_the_kms();
+        }
         let outage = self.outage();
         let well = {
             let mut memory = self.memory.lock().unwrap();
             memory.outage_seen |= outage;
-            !outage && (self.fault != Fault::OutageForGood || !memory.outage_seen)
+            let spoilt = memory.spoilt_until.is_some_and(|until| Instant::now() < until);
+            !outage && !spoilt && (self.fault != Fault::OutageForGood || !memory.outage_seen)
         };
         let key_id = match self.fault {
             Fault::OutageFailsStatus if outage => return Err(Status::unavailable("the KMS is away")),
@@ -113,6 +159,18 @@ impl Sound {
         let plaintext = &request.plaintext;
         if plaintext.is_empty() || plaintext.len() > 900 {
             return Err(Status::invalid_argument("1 to 900 bytes"));
+        }
+        if self.fault == Fault::ThirtyTwoBytesOnly && plaintext.len() != 32 {
+            return Err(Status::invalid_argument("32 bytes"));
+        }
+        if self.fault == Fault::FirstEncryptRefused && !self.encrypted.swap(true, Ordering::SeqCst) {
+            return Err(Status::unavailable("no connection to the KMS yet"));
+        }
+        if self.is_dead() {
+            return Err(Status::unavailable("the KMS was away"));
+        }
+        if self.fault == Fault::EncryptCostsACall {
+            self.asks_the_kms();
         }
         if self.fault == Fault::FewEncryptsInARow && self.encrypts_in_a_row.fetch_add(1, Ordering::SeqCst) >= IN_A_ROW {
             self.encrypts_in_a_row.store(0, Ordering::SeqCst);
@@ -172,6 +230,14 @@ impl Sound {
                 Fault::EmptyUidIsEmpty => return Ok(DecryptResponse { plaintext: Vec::new() }),
                 _ => {}
             }
+        }
+        if self.is_dead() {
+            return Err(Status::unavailable("the KMS was away"));
+        }
+        match self.fault {
+            Fault::DecryptCostsACall => self.asks_the_kms(),
+            Fault::SlowDecrypts => tokio::time::sleep(Duration::from_millis(150)).await,
+            _ => {}
         }
         let at_once = Counted::one_more(&self.decrypting);
         if self.fault == Fault::FewDecryptsAtOnce {
