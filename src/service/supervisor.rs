@@ -119,6 +119,7 @@ impl Supervisor {
         let plugin = Arc::clone(&self.plugin);
         let made = prepare(keks.write(), &settings, plugin.clock(), plugin.entropy(), plugin.observer()).await;
         self.observing = false;
+        self.plugin.probed(made.as_ref());
         match made {
             Ok(candidate) => self.consider(candidate, &keks, &settings).await,
             Err(fault) => {
