@@ -351,8 +351,8 @@ impl State {
         }
     }
 
-    /// Whether the KMS is known to be away: unwraps fail fast and expired keyring entries go on serving. A KMS that merely
-    /// throttles is not away: its answers are worth waiting for.
+    /// Whether the KMS is known to be away: before the first write state unwraps fail fast then (`service::reach` knows more, later).
+    /// A KMS that merely throttles is not away: its answers are worth waiting for.
     #[must_use]
     pub const fn is_outage(&self) -> bool {
         match self {

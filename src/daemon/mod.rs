@@ -26,6 +26,7 @@ use crate::service::saver;
 use crate::service::snapshot::Snapshot;
 use crate::service::state_file::{Remembered, StateFile};
 use crate::service::supervisor::Supervisor;
+use crate::service::sweep::sweep;
 use crate::telemetry::log::{self, Logging};
 use crate::telemetry::metrics::Metrics;
 use crate::transport::accept::Incoming;
@@ -200,6 +201,7 @@ async fn serve(
         .with_late_memory(late)
         .with_successors(Box::new(move || watched.get().is_some_and(SocketWatch::is_displaced)));
     let mut supervision = tokio::spawn(supervisor.run(reload_queue));
+    tokio::spawn(sweep(Arc::clone(&plugin)));
 
     let (stop, stopped) = watch::channel(false);
     let pages = Arc::new(HealthPages::new(Arc::clone(&plugin), metrics, logging.dropped.clone()));

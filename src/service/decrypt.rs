@@ -1,18 +1,29 @@
 //! Decrypt: find the DEK by its wrapped form, open. The network is asked only for a wrapped DEK never seen before.
 //!
 //! Guarantees: never wrong bytes (everything is authenticated, key_id and annotations included); one unwrap per distinct
-//! wrapped DEK however many callers wait; while the KMS is away everything known goes on serving. SPEC: kube-apiserver
+//! wrapped DEK however many callers wait; while a KEK does not answer, everything known under it goes on serving, and nothing
+//! else does past its time (docs/failure-modes.md has the table, `decrypt/revocation.rs` tries each row). SPEC: kube-apiserver
 //! caches a wrong answer for a day, so an error is always better; docs/format.md.
+
+#[cfg(test)]
+mod outage;
+#[cfg(test)]
+mod revocation;
+mod word;
 
 use crate::core::annotation::{AdditionalData, Annotations, DekName, RecoveryWrap};
 use crate::core::envelope::Envelope;
 use crate::core::fault::{Class, Fault, Reason};
+use crate::core::kek_ref::KekRef;
 use crate::core::key_id::KeyId;
 use crate::core::uid::Uid;
-use crate::service::keyring::{Entry, Found, Joined, Outcome, Progress};
+use crate::service::keyring::{Entry, Found, Joined, Progress};
+use crate::service::lane::Lane;
 use crate::service::observer::KeyringEvent;
 use crate::service::plugin::Plugin;
+use crate::service::reach::Word;
 use crate::service::unwrap::{self, Readers};
+use crate::service::write_state::WriteState;
 use crate::span;
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -20,9 +31,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::Instrument;
+use word::{first_word, last_word};
 use zeroize::Zeroizing;
 
-/// While the KMS is known to be away, how long an unwrap is waited for.
+/// How long an unwrap is waited for while its KEK is known to be away, or while there is something else to serve.
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What kube-apiserver passes back.
@@ -51,7 +63,7 @@ pub enum DekSource {
     Unwrapped,
     /// An unwrap that another call had started.
     Joined,
-    /// The keyring, past its time, because the KMS is away.
+    /// The keyring, past its time, because its KEK does not answer.
     Expired,
     /// A recovery KEK, because the primary is away or dead.
     Recovered,
@@ -80,6 +92,27 @@ enum Known {
     Ask { expired: Option<Arc<Entry>> },
 }
 
+/// Which KEKs are asked for a DEK that memory does not have.
+enum Route {
+    /// Only the one that wrapped it first.
+    Primary,
+    /// That one, and a recovery KEK when it fails.
+    PrimaryFirst,
+    /// It is away: a recovery KEK, and then that one.
+    RecoveryFirst,
+    /// It is dead, and glass may be broken.
+    RecoveryOnly,
+}
+
+/// Who wants a DEK.
+struct Caller<'a> {
+    key_id: &'a KeyId,
+    annotations: &'a Annotations,
+    uid: &'a Uid,
+}
+
+type Obtained = Result<(Arc<Entry>, DekSource), Fault>;
+
 /// A value that opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -107,10 +140,12 @@ impl Plugin {
         if let Some(plaintext) = self.open_with_write_state(envelope, &key_id, &annotations)? {
             return Ok(Opened { plaintext, source: DekSource::WriteState, key_id });
         }
-        let (entry, source) = self.entry(&annotations, input.uid, input.patience).await?;
+        let caller = Caller { key_id: &key_id, annotations: &annotations, uid: input.uid };
+        let (entry, source) = self.entry(&caller, input.patience).await?;
         let aad = entry.aad(&key_id, &annotations);
         let plaintext = entry.dek().open(envelope, &aad)?;
         if source != DekSource::Keyring {
+            self.proven().note(annotations.kek(), &key_id);
             entry.remember(&key_id, &annotations, aad);
         }
         Ok(Opened { plaintext, source, key_id })
@@ -142,171 +177,200 @@ impl Plugin {
     }
 
     /// The DEK for these annotations: from the keyring, from its KEK, or from a recovery KEK.
-    async fn entry(
-        self: &Arc<Self>,
-        annotations: &Annotations,
-        uid: &Uid,
-        patience: Duration,
-    ) -> Result<(Arc<Entry>, DekSource), Fault> {
-        let outage = self.is_outage();
+    async fn entry(self: &Arc<Self>, caller: &Caller<'_>, patience: Duration) -> Obtained {
+        let expired = match self.known(caller.annotations, Readers::Primary, caller.uid)? {
+            Known::Serve(entry, source) => return Ok((entry, source)),
+            Known::Ask { expired } => expired,
+        };
         let keks = self.keks();
         // Nearly always empty: without recovery KEKs in the configuration nothing is parsed.
-        let recovery = if keks.has_recovery() { annotations.recovery() } else { Vec::new() };
-        if recovery.is_empty() {
-            return self.primary(annotations, uid, patience, outage).await;
-        }
-        // With the KMS known to be away, or its KEK known to be dead, recovery is asked first.
+        let recovery = if keks.has_recovery() { caller.annotations.recovery() } else { Vec::new() };
         let half = patience.checked_div(2).unwrap_or_default();
-        let (is_dead, is_away) = {
-            let published = self.published();
-            let is_away = outage && published.state.because().is_some_and(|reason| reason.class().is_transient());
-            (published.revoked.as_ref() == Some(annotations.kek()), is_away)
-        };
-        if is_dead {
-            return self.recover(&recovery, uid, patience).await;
-        }
-        if is_away && let Known::Serve(entry, source) = self.known(annotations, outage)? {
-            return Ok((entry, source));
-        }
-        if is_away && let Ok(recovered) = self.recover(&recovery, uid, half).await {
-            return Ok(recovered);
-        }
-        match self.primary(annotations, uid, half, outage).await {
-            Err(fault) if !is_away && may_recover(&fault, keks.break_glass()) => {
-                // The primary's fault is the one to report: it is what an operator must mend.
-                self.recover(&recovery, uid, half).await.map_err(|_| fault)
-            }
-            outcome => outcome,
+        match self.route(caller.annotations.kek(), &recovery) {
+            Route::Primary => self.primary(caller, expired, patience).await,
+            Route::PrimaryFirst => match self.primary(caller, expired, half).await {
+                Err(fault) if may_recover(&fault, keks.break_glass()) => {
+                    // The primary's fault is the one to report: it is what an operator must mend.
+                    self.recover(caller, &recovery, half).await.map_err(|_| fault)
+                }
+                outcome => outcome,
+            },
+            Route::RecoveryFirst => match self.recover(caller, &recovery, half).await {
+                Ok(recovered) => Ok(recovered),
+                Err(_) => self.primary(caller, expired, half).await,
+            },
+            Route::RecoveryOnly => self.recover(caller, &recovery, patience).await,
         }
     }
 
-    /// Looks into the keyring and decides whether anybody has to be asked.
-    fn known<'a>(&self, name: impl Into<DekName<'a>>, outage: bool) -> Result<Known, Fault> {
-        match self.keyring().find(name, self.clock().now()) {
+    fn route(&self, primary: &KekRef, recovery: &[RecoveryWrap]) -> Route {
+        if recovery.is_empty() {
+            Route::Primary
+        } else if self.published().revoked.as_ref() == Some(primary) {
+            Route::RecoveryOnly
+        } else if self.is_away(primary) {
+            Route::RecoveryFirst
+        } else {
+            Route::PrimaryFirst
+        }
+    }
+
+    /// Looks into the keyring and decides whether anybody has to be asked. A DEK past its time is excused by its own KEK only.
+    fn known<'a>(self: &Arc<Self>, name: impl Into<DekName<'a>>, readers: Readers, uid: &Uid) -> Result<Known, Fault> {
+        let (name, now) = (name.into(), self.clock().now());
+        match self.keyring().find(name, now) {
             Found::Fresh(entry) => {
                 self.observer().keyring(KeyringEvent::Hit);
                 Ok(Known::Serve(entry, DekSource::Keyring))
             }
-            Found::Excused(entry) => Ok(self.expired(entry)),
-            Found::Expired(entry) if outage => Ok(self.expired(entry)),
+            Found::Expired(entry) => {
+                let Some(excuse) = self.reach().excuse(name.kek, entry.unanswered(), now) else {
+                    return Ok(Known::Ask { expired: Some(entry) });
+                };
+                if excuse.ask_again {
+                    // Nobody waits for it: the KEK that is back, or dead, is noticed by those who read next.
+                    drop(self.ask(name, readers, Lane::Known, uid));
+                }
+                self.observer().keyring(KeyringEvent::ServedExpired);
+                Ok(Known::Serve(entry, DekSource::Expired))
+            }
             Found::Refused(fault) => {
                 self.observer().keyring(KeyringEvent::RefusedAgain);
                 Err(fault)
             }
-            Found::Expired(entry) => Ok(Known::Ask { expired: Some(entry) }),
             Found::Absent => Ok(Known::Ask { expired: None }),
         }
-    }
-
-    fn expired(&self, entry: Arc<Entry>) -> Known {
-        self.observer().keyring(KeyringEvent::ServedExpired);
-        Known::Serve(entry, DekSource::Expired)
     }
 
     /// The DEK from the KEK that wrapped it first.
     async fn primary(
         self: &Arc<Self>,
-        annotations: &Annotations,
-        uid: &Uid,
+        caller: &Caller<'_>,
+        expired: Option<Arc<Entry>>,
         patience: Duration,
-        outage: bool,
-    ) -> Result<(Arc<Entry>, DekSource), Fault> {
-        let expired = match self.known(annotations, outage)? {
-            Known::Serve(entry, source) => return Ok((entry, source)),
-            Known::Ask { expired } => expired,
-        };
-        if !self.keks().may_unwrap(annotations.kek()) {
+    ) -> Obtained {
+        if !self.keks().may_unwrap(caller.annotations.kek()) {
             return Err(Reason::KekNotConfigured.into());
         }
-        // With something to fall back on, or with little hope, the caller hears before its deadline.
-        let patience = if outage || expired.is_some() { patience.min(OUTAGE_PATIENCE) } else { patience };
-        match (self.unwrapped(annotations, Readers::Primary, uid, patience, outage).await, expired) {
-            (Ok(found), _) => Ok(found),
-            (Err(fault), Some(entry)) if self.may_serve_expired(&fault) => {
-                entry.excuse(self.clock().now());
-                self.observer().keyring(KeyringEvent::ServedExpired);
-                Ok((entry, DekSource::Expired))
-            }
-            (Err(fault), _) => Err(fault),
-        }
+        self.unwrapped(caller, caller.annotations.into(), Readers::Primary, expired, patience).await
     }
 
     /// The same DEK from the first recovery KEK that has it.
     ///
     /// SECURITY: it is kept under the name of the recovery wrap and not of the primary's, so that an annotation that somebody
     /// exchanged in etcd cannot put a wrong DEK in the place of a right one.
-    async fn recover(
-        self: &Arc<Self>,
-        recovery: &[RecoveryWrap],
-        uid: &Uid,
-        patience: Duration,
-    ) -> Result<(Arc<Entry>, DekSource), Fault> {
+    async fn recover(self: &Arc<Self>, caller: &Caller<'_>, recovery: &[RecoveryWrap], patience: Duration) -> Obtained {
         let mut last = Fault::new(Reason::KekNotConfigured);
         for wrap in recovery {
             if self.keks().recovery_readers(&wrap.kek).next().is_none() {
                 continue;
             }
-            let found = match self.known(wrap, true) {
-                Ok(Known::Serve(entry, _)) => Ok(entry),
-                Ok(Known::Ask { .. }) => {
-                    self.unwrapped(wrap, Readers::Recovery, uid, patience, false).await.map(|(entry, _)| entry)
+            let found = match self.known(wrap, Readers::Recovery, caller.uid) {
+                Ok(Known::Serve(entry, source)) => Ok((entry, source)),
+                Ok(Known::Ask { expired }) => {
+                    self.unwrapped(caller, wrap.into(), Readers::Recovery, expired, patience).await
                 }
                 Err(fault) => Err(fault),
             };
             match found {
-                Ok(entry) => return Ok((entry, DekSource::Recovered)),
+                Ok((entry, _)) => return Ok((entry, DekSource::Recovered)),
                 Err(fault) => last = fault,
             }
         }
         Err(last)
     }
 
-    /// Joins or starts the unwrap and waits for it, no longer than `patience`.
-    async fn unwrapped<'a>(
+    /// Asks the KEK and waits for it, no longer than `patience`; what is past its time serves when the KEK does not answer.
+    async fn unwrapped(
         self: &Arc<Self>,
-        name: impl Into<DekName<'a>>,
+        caller: &Caller<'_>,
+        name: DekName<'_>,
         readers: Readers,
-        uid: &Uid,
+        expired: Option<Arc<Entry>>,
         patience: Duration,
-        outage: bool,
-    ) -> Result<(Arc<Entry>, DekSource), Fault> {
-        let name = name.into();
-        let (mut waiting, source) = match self.keyring().join(name)? {
-            Joined::Waiting(waiting) => {
-                self.observer().keyring(KeyringEvent::Joined);
-                (waiting, DekSource::Joined)
-            }
-            Joined::Started(flight, waiting) => {
-                self.observer().keyring(KeyringEvent::Miss);
-                let plugin = Arc::clone(self);
-                let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
-                // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
-                let scope = span::here();
-                tokio::spawn(
-                    async move {
-                        let unwrapping = async {
-                            let name = DekName { kek: &kek, wrapped: &wrapped };
-                            let outcome = unwrap::unwrap_dek(&plugin, name, readers, &uid, &flight).await;
-                            flight.settle(outcome, plugin.clock().now());
-                        };
-                        scope.within(pin!(unwrapping)).await;
-                    }
-                    .in_current_span(),
-                );
-                (waiting, DekSource::Unwrapped)
-            }
+    ) -> Obtained {
+        let Some(entry) = expired else {
+            // With little hope the caller hears well before its deadline.
+            let patience = if self.is_away(name.kek) { patience.min(OUTAGE_PATIENCE) } else { patience };
+            let (mut waiting, source) = self.ask(name, readers, self.lane(caller), caller.uid)?;
+            let outcome = last_word(&mut waiting, patience).await;
+            return outcome.unwrap_or_else(|| Err(self.why_nothing_came(name.kek))).map(|entry| (entry, source));
         };
-        match settled(&mut waiting, patience).await {
-            Some(outcome) => outcome.map(|entry| (entry, source)),
-            // It may have become known while this call waited in the queue.
-            None => Err(if outage || self.is_outage() { Reason::KmsUnreachable } else { Reason::Deadline }.into()),
+        let outcome = match self.ask(name, readers, Lane::Known, caller.uid) {
+            Ok((mut waiting, source)) => {
+                let outcome = first_word(&mut waiting, patience.min(OUTAGE_PATIENCE)).await;
+                outcome.unwrap_or_else(|| Err(self.why_nothing_came(name.kek))).map(|entry| (entry, source))
+            }
+            Err(fault) => Err(fault),
+        };
+        match outcome {
+            Err(fault) if self.may_serve_expired(&fault) => {
+                self.observer().keyring(KeyringEvent::ServedExpired);
+                Ok((entry, DekSource::Expired))
+            }
+            outcome => outcome,
         }
     }
 
+    /// Where this caller's unwrap waits.
+    fn lane(&self, caller: &Caller<'_>) -> Lane {
+        let kek = caller.annotations.kek();
+        let is_ours = |write: &Arc<WriteState>| write.key_id() == caller.key_id && write.version().kek == *kek;
+        if self.published().write.as_ref().is_some_and(is_ours) {
+            self.proven().note(kek, caller.key_id);
+        }
+        self.proven().lane(kek, caller.key_id)
+    }
+
+    /// Joins or starts the unwrap, which goes on whether anybody waits for it or not.
+    ///
+    /// # Errors
+    /// `overloaded`.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        name: DekName<'_>,
+        readers: Readers,
+        lane: Lane,
+        uid: &Uid,
+    ) -> Result<(watch::Receiver<Progress>, DekSource), Fault> {
+        let (flight, waiting) = match self.keyring().join(name)? {
+            Joined::Waiting(waiting) => {
+                self.observer().keyring(KeyringEvent::Joined);
+                return Ok((waiting, DekSource::Joined));
+            }
+            Joined::Started(flight, waiting) => (flight, waiting),
+        };
+        self.observer().keyring(KeyringEvent::Miss);
+        let plugin = Arc::clone(self);
+        let (kek, wrapped, uid) = (name.kek.clone(), name.wrapped.to_vec(), uid.clone());
+        // INVARIANT: a task of its own, so that it outlives the caller (docs/conformance.md, item 58).
+        let scope = span::here();
+        tokio::spawn(
+            async move {
+                let unwrapping = async {
+                    let name = DekName { kek: &kek, wrapped: &wrapped };
+                    let outcome = unwrap::unwrap_dek(&plugin, name, readers, lane, &uid, &flight).await;
+                    flight.settle(outcome, plugin.clock().now());
+                };
+                scope.within(pin!(unwrapping)).await;
+            }
+            .in_current_span(),
+        );
+        Ok((waiting, DekSource::Unwrapped))
+    }
+
+    /// It may have become known while this call waited in the queue.
+    fn why_nothing_came(&self, kek: &KekRef) -> Fault {
+        let is_silent = self.reach().is_silent(kek, self.clock().now()) || self.is_away(kek);
+        if is_silent { Reason::KmsUnreachable } else { Reason::Deadline }.into()
+    }
+
     fn may_serve_expired(&self, fault: &Fault) -> bool {
-        let class = fault.class();
-        let coasts = class.is_transient() || class == Class::KekDenied || fault.reason() == Reason::KeyStateUnknown;
-        coasts && !self.settings().policy.is_final(fault.reason())
+        match Word::of(fault, &self.settings().policy) {
+            Some(Word::Dead) => false,
+            Some(Word::Denied) => true,
+            _ => fault.class().is_transient(),
+        }
     }
 }
 
@@ -315,29 +379,6 @@ impl Plugin {
 const fn may_recover(fault: &Fault, break_glass: bool) -> bool {
     let class = fault.class();
     class.is_transient() || (break_glass && matches!(class, Class::KekDead | Class::KekDenied | Class::KekUnknown))
-}
-
-/// Waits for the end of an unwrap; `None` when it does not come within `patience`.
-///
-/// Half of the time is for a KMS that fails and recovers; after that a KMS that is failing is called unreachable, well
-/// before the caller's deadline (docs/conformance.md, item 60). One that is slow or throttles us has all of it.
-async fn settled(waiting: &mut watch::Receiver<Progress>, patience: Duration) -> Option<Outcome> {
-    let first_half = patience.checked_div(2).unwrap_or_default();
-    let is_over = |progress: &Progress| matches!(progress, Progress::Settled(_));
-    let is_told = |progress: &Progress| !matches!(progress, Progress::Asking);
-    let found = tokio::time::timeout(first_half, waiting.wait_for(is_over)).await.map(|found| found.map(|p| p.clone()));
-    let found = match found {
-        Ok(found) => found,
-        Err(_) => {
-            let second_half = patience.saturating_sub(first_half);
-            tokio::time::timeout(second_half, waiting.wait_for(is_told)).await.ok()?.map(|p| p.clone())
-        }
-    };
-    match found {
-        Ok(Progress::Settled(outcome)) => Some(outcome),
-        Ok(Progress::Failing(fault)) => Some(Err(fault)),
-        Ok(Progress::Asking) | Err(_) => Some(Err(Reason::Invariant.into())),
-    }
 }
 
 #[cfg(test)]
@@ -433,12 +474,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_kms_that_fails_is_called_unreachable_after_half_the_time_and_a_blip_is_waited_out() {
+    async fn a_kms_that_fails_is_called_unreachable_after_a_second_and_a_blip_is_waited_out() {
         for line in [Line::Fail(Reason::KmsUnreachable), Line::Hang] {
             let kek = ScriptedKek::new("k", &[line]);
             let (outcome, after) = timed(&plugin(&[&kek], |_| {}), 1).await;
             assert_eq!(outcome, Err(Reason::KmsUnreachable));
-            assert!((PATIENCE / 2..PATIENCE * 3 / 5).contains(&after), "{line:?}: {after:?}");
+            assert!((Duration::from_secs(1)..PATIENCE * 3 / 5).contains(&after), "{line:?}: {after:?}");
         }
         let blip = [Line::Fail(Reason::KmsUnreachable), Line::Fail(Reason::KmsUnreachable), AT_ONCE];
         let kek = ScriptedKek::new("k", &blip);
@@ -501,14 +542,21 @@ mod tests {
         }
     }
 
+    /// What a probe has heard counts for the DEKs under the KEK that it probes.
     #[tokio::test(start_paused = true)]
-    async fn an_expired_dek_is_served_at_once_in_an_outage_and_unwrapped_again_without_one() {
+    async fn an_expired_dek_is_served_at_once_while_its_kek_is_silent_and_unwrapped_again_when_it_is_not() {
         let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast, OnUnusable::Coast).await;
-        begin_outage(&plugin);
+        plugin.reach().note(annotations("k", 1).kek(), Word::Silence, plugin.clock().now());
         assert_eq!(timed(&plugin, 1).await, (Ok(DekSource::Expired), Duration::ZERO));
         assert_eq!(kek.calls(), 1, "nobody is asked");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(timed(&plugin, 1).await, (Ok(DekSource::Expired), Duration::ZERO));
+        tokio::task::yield_now().await;
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Keyring), "it was unwrapped while nobody waited");
+        assert_eq!(kek.calls(), 2);
         let (plugin, kek) = expired(AT_ONCE, OnDenied::Coast, OnUnusable::Coast).await;
-        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped));
+        begin_outage(&plugin);
+        assert_eq!(source(&plugin, 1).await, Ok(DekSource::Unwrapped), "the state of the plugin excuses nothing");
         assert_eq!(source(&plugin, 1).await, Ok(DekSource::Keyring));
         assert_eq!(kek.calls(), 2);
     }

@@ -34,10 +34,8 @@ pub type Outcome = Result<Arc<Entry>, Fault>;
 pub enum Found {
     /// A DEK within its time.
     Fresh(Arc<Entry>),
-    /// A DEK past its time: to be unwrapped again, and good while the KMS is away.
+    /// A DEK past its time: to be unwrapped again, and good while its KEK does not answer.
     Expired(Arc<Entry>),
-    /// As expired, but the KMS did not answer a moment ago: to be served.
-    Excused(Arc<Entry>),
     /// The KMS refused this blob a moment ago.
     Refused(Fault),
     /// Nothing.
@@ -49,7 +47,7 @@ pub enum Found {
 pub enum Progress {
     /// The KMS has been asked, or will be.
     Asking,
-    /// The KMS did not answer the last time that it was asked; it is being asked again.
+    /// The KMS did not answer the last time that it was asked, or throttled us; it is being asked again.
     Failing(Fault),
     /// It is over.
     Settled(Outcome),
@@ -109,13 +107,7 @@ impl Keyring {
         if let Some(Held(entry)) = inner.entries.get(&slot) {
             entry.touch(now);
             let entry = Arc::clone(entry);
-            return if entry.age(now) < inner.ttl {
-                Found::Fresh(entry)
-            } else if entry.is_excused(now) {
-                Found::Excused(entry)
-            } else {
-                Found::Expired(entry)
-            };
+            return if entry.age(now) < inner.ttl { Found::Fresh(entry) } else { Found::Expired(entry) };
         }
         match inner.refused.get(&slot) {
             Some((when, fault)) if now.since(*when) < REFUSED_FOR => Found::Refused(fault.clone()),
@@ -176,6 +168,44 @@ impl Keyring {
         }
     }
 
+    /// Wipes what was past its time at the moment that `until` names for its KEK, and returns how many those were. For all other
+    /// KEKs that have DEKs past their time, one DEK each: the one that was used last.
+    pub fn sweep(&self, now: Moment, until: impl Fn(&KekRef) -> Option<Moment>) -> (usize, Vec<(KekRef, Vec<u8>)>) {
+        let mut inner = self.lock();
+        let ttl = inner.ttl;
+        // Thousands of DEKs are under a handful of KEKs.
+        let mut keks: Vec<(KekRef, Option<Moment>, Option<Arc<Entry>>)> = Vec::new();
+        let before = inner.entries.len();
+        inner.entries.retain(|Held(entry)| {
+            if entry.age(now) < ttl {
+                return true;
+            }
+            let seen = match keks.iter_mut().position(|(kek, ..)| entry.slot().is_under(kek)) {
+                Some(index) => keks.get_mut(index),
+                None => entry.slot().kek().and_then(|kek| {
+                    let until = until(&kek);
+                    keks.push((kek, until, None));
+                    keks.last_mut()
+                }),
+            };
+            let Some((_, until, last)) = seen else { return false };
+            if until.is_some_and(|until| until.since(entry.unwrapped()) >= ttl) {
+                return false;
+            }
+            if last.as_ref().is_none_or(|last| last.last_used() < entry.last_used()) {
+                *last = Some(Arc::clone(entry));
+            }
+            true
+        });
+        let wiped = before.saturating_sub(inner.entries.len());
+        drop(inner);
+        for _ in 0..wiped {
+            self.observer.keyring(KeyringEvent::Wiped);
+        }
+        let named = |(kek, _, last): (KekRef, _, Option<Arc<Entry>>)| Some((kek, last?.slot().wrapped().to_vec()));
+        (wiped, keks.into_iter().filter_map(named).collect())
+    }
+
     /// Takes new limits after a reload.
     pub fn configure(&self, capacity: usize, ttl: Duration) {
         let mut inner = self.lock();
@@ -206,7 +236,9 @@ impl Keyring {
     }
 
     fn put(&self, inner: &mut Inner, entry: Arc<Entry>) {
-        if !inner.entries.contains(&entry.slot().by_ref()) {
+        if let Some(Held(old)) = inner.entries.get(&entry.slot().by_ref()) {
+            entry.used_as(old);
+        } else {
             while inner.entries.len() >= inner.capacity.max(1) {
                 self.evict(inner);
             }
@@ -237,11 +269,17 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Tells everybody who waits that one attempt has failed. A KMS that throttles us is there: it is waited for.
-    pub fn attempt_failed(&self, fault: &Fault) {
-        if fault.class() == Class::Unreachable {
-            self.sender.send_replace(Progress::Failing(fault.clone()));
-        }
+    /// Whether anybody waits for it.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        // One of them is the keyring's own, for those who come later.
+        self.sender.receiver_count() > 1
+    }
+
+    /// Tells everybody who waits that one attempt has failed.
+    pub fn attempt_failed(&self, fault: &Fault, now: Moment) {
+        self.note_failure(&mut self.keyring.lock(), fault, now);
+        self.sender.send_replace(Progress::Failing(fault.clone()));
     }
 
     /// Ends it: the DEK goes into the keyring (unless it was wiped meanwhile) and everybody who waits has it.
@@ -283,7 +321,13 @@ impl Flight {
             Class::KekDead if inner.entries.remove(&self.slot.by_ref()) => {
                 self.keyring.observer.keyring(KeyringEvent::Wiped);
             }
-            _ => {}
+            // Our own refusal: the KEK was not asked.
+            _ if fault.reason() == Reason::Overloaded => {}
+            _ => {
+                if let Some(Held(entry)) = inner.entries.get(&self.slot.by_ref()) {
+                    entry.was_unanswered(now);
+                }
+            }
         }
     }
 }

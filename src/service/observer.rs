@@ -77,7 +77,7 @@ pub enum KeyringEvent {
     Miss,
     /// It was not, and an unwrap was already on its way.
     Joined,
-    /// It was there but past its time, and served because the KMS is away.
+    /// It was there but past its time, and served because its KEK does not answer.
     ServedExpired,
     /// One had to go because the keyring was full.
     Evicted,

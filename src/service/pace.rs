@@ -1,10 +1,13 @@
 //! How fast the KMS may be asked: at most so many unwraps at once, and further apart each time it throttles us.
 //!
-//! Guarantees: a storm of Decrypts never becomes a storm at the KMS; who was throttled does not lose its place to those who
-//! came later; the pace recovers by itself. Probes do not wait here: they are few, and health must not queue behind a storm.
+//! Guarantees: a storm of Decrypts never becomes a storm at the KMS; who goes next is decided when a call may begin, by
+//! [`crate::service::lane`]; who was throttled does not lose its place to those who came later; the pace recovers by itself.
+//! Probes do not wait here: they are few, and health must not queue behind a storm.
 
+use crate::core::fault::{Fault, Reason};
 use crate::core::limit;
-use std::sync::{Mutex, PoisonError};
+use crate::service::lane::{Lane, Queue};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
@@ -26,9 +29,9 @@ const SAME_BURST: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Pace {
     permits: Semaphore,
-    /// Held by the one whose call is next. The others wait behind it and not for times of their own, which would still be those
-    /// of an old gap when the KMS throttles more, or no more.
-    next: tokio::sync::Mutex<()>,
+    /// In its door stands the one whose call is next. The others wait behind it and not for times of their own, which would still
+    /// be those of an old gap when the KMS throttles more, or no more.
+    queue: Arc<Queue>,
     spacing: Mutex<Spacing>,
 }
 
@@ -46,25 +49,22 @@ impl Pace {
     pub fn new() -> Self {
         Self {
             permits: Semaphore::new(limit::UNWRAPS_IN_FLIGHT_MAX),
-            next: tokio::sync::Mutex::new(()),
+            queue: Arc::default(),
             spacing: Mutex::new(Spacing { gap: Duration::ZERO, last: None, slowed: None, sped_up: None }),
         }
     }
 
-    /// Waits for a turn, first come, first served; it ends when it is dropped.
-    pub async fn turn(&self) -> Turn<'_> {
-        // `None` never happens: the semaphore is never closed. Going on without a permit would be harmless then.
-        let permit = self.permits.acquire().await.ok();
-        self.slot().await;
-        Turn { pace: self, _permit: permit }
-    }
-
-    /// Waits until the next call may begin, by the gap as it is then; first come, first served.
-    async fn slot(&self) {
-        let _next = self.next.lock().await;
-        while let Some(at) = self.begin_or_wait() {
-            tokio::time::sleep_until(at).await;
-        }
+    /// Waits for a turn; it ends when it is dropped. `is_wanted` is asked when it has come after others.
+    ///
+    /// # Errors
+    /// `overloaded` when too many wait, or it is not wanted any more.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the place up.
+    pub async fn turn(&self, lane: Lane, is_wanted: impl Fn() -> bool) -> Result<Turn<'_>, Fault> {
+        let mut turn = Turn { pace: self, lane, ticket: self.queue.ticket(), permit: None };
+        turn.come(is_wanted).await?;
+        Ok(turn)
     }
 
     /// Begins a call now, or says when to ask again.
@@ -110,13 +110,34 @@ impl Pace {
 #[derive(Debug)]
 pub struct Turn<'a> {
     pace: &'a Pace,
-    _permit: Option<SemaphorePermit<'a>>,
+    lane: Lane,
+    ticket: u64,
+    permit: Option<SemaphorePermit<'a>>,
 }
 
 impl Turn<'_> {
-    /// Waits until the call may be made once more, without going to the end of the queue.
-    pub async fn again(&self) {
-        self.pace.slot().await;
+    /// Waits until the call may be made once more, before those who came later, and leaves the wire to others meanwhile.
+    ///
+    /// # Errors
+    /// `overloaded` when too many wait.
+    pub async fn again(&mut self) -> Result<(), Fault> {
+        self.come(|| true).await
+    }
+
+    async fn come(&mut self, is_wanted: impl Fn() -> bool) -> Result<(), Fault> {
+        self.permit = None;
+        let queue = &self.pace.queue;
+        let door = match queue.free_door() {
+            Some(door) => door,
+            None => queue.door(self.lane, self.ticket).await.filter(|_| is_wanted()).ok_or(Reason::Overloaded)?,
+        };
+        // `None` never happens: the semaphore is never closed. Going on without a permit would be harmless then.
+        self.permit = self.pace.permits.acquire().await.ok();
+        while let Some(at) = self.pace.begin_or_wait() {
+            tokio::time::sleep_until(at).await;
+        }
+        drop(door);
+        Ok(())
     }
 }
 
@@ -134,13 +155,11 @@ fn tokio_now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
-
     /// How long this many turns take, one after the other, each over at once.
     async fn turns(pace: &Pace, count: u32) -> Duration {
         let began = Instant::now();
         for _ in 0..count {
-            drop(pace.turn().await);
+            drop(pace.turn(Lane::Stranger, || true).await.unwrap());
         }
         began.elapsed()
     }
@@ -155,12 +174,12 @@ mod tests {
         let pace = Arc::new(Pace::new());
         let mut held = Vec::new();
         for _ in 0..limit::UNWRAPS_IN_FLIGHT_MAX {
-            held.push(pace.turn().await);
+            held.push(pace.turn(Lane::Stranger, || true).await.unwrap());
         }
-        let one_more = tokio::time::timeout(Duration::from_secs(60), pace.turn()).await;
+        let one_more = tokio::time::timeout(Duration::from_secs(60), pace.turn(Lane::Stranger, || true)).await;
         assert!(one_more.is_err());
         held.pop();
-        assert!(tokio::time::timeout(Duration::from_millis(1), pace.turn()).await.is_ok());
+        assert!(tokio::time::timeout(Duration::from_millis(1), pace.turn(Lane::Stranger, || true)).await.is_ok());
     }
 
     fn gap(pace: &Pace) -> Duration {
@@ -214,18 +233,26 @@ mod tests {
     async fn who_was_throttled_does_not_go_to_the_end_of_the_queue() {
         let pace = Arc::new(Pace::new());
         pace.slow_down();
-        let mut first = vec![];
-        for _ in 0..limit::UNWRAPS_IN_FLIGHT_MAX {
-            first.push(pace.turn().await);
-        }
-        let waiting = {
-            let pace = Arc::clone(&pace);
-            tokio::spawn(async move { drop(pace.turn().await) })
-        };
+        let mut throttled = pace.turn(Lane::Stranger, || true).await.unwrap();
+        let came_through = Arc::new(Mutex::new(0));
+        let later: Vec<_> = (0..100)
+            .map(|_| {
+                let (pace, came_through) = (Arc::clone(&pace), Arc::clone(&came_through));
+                tokio::spawn(async move {
+                    let _turn = pace.turn(Lane::Stranger, || true).await.unwrap();
+                    *came_through.lock().unwrap() += 1;
+                })
+            })
+            .collect();
         tokio::task::yield_now().await;
-        first[0].again().await;
-        assert!(!waiting.is_finished(), "it came later and was served first");
+        throttled.again().await.unwrap();
+        // The one in the door, and one who was called just then.
+        assert!(*came_through.lock().unwrap() <= 2, "{} of a hundred who came later", came_through.lock().unwrap());
+        for task in later {
+            task.await.unwrap();
+        }
     }
+
     #[tokio::test(start_paused = true)]
     async fn those_who_wait_go_by_the_gap_of_their_turn_and_not_by_that_of_their_coming() {
         let pace = Arc::new(Pace::new());
@@ -233,11 +260,11 @@ mod tests {
             tokio::time::advance(SAME_BURST).await;
             pace.slow_down();
         }
-        drop(pace.turn().await);
+        drop(pace.turn(Lane::Stranger, || true).await.unwrap());
         let waiting: Vec<_> = (0..limit::UNWRAPS_IN_FLIGHT_MAX)
             .map(|_| {
                 let pace = Arc::clone(&pace);
-                tokio::spawn(async move { drop(pace.turn().await) })
+                tokio::spawn(async move { drop(pace.turn(Lane::Stranger, || true).await.unwrap()) })
             })
             .collect();
         tokio::task::yield_now().await;

@@ -10,8 +10,11 @@ use crate::core::key_id::KeyId;
 use crate::core::port::{Clock, Entropy, Moment};
 use crate::service::kek_set::KekSet;
 use crate::service::keyring::Keyring;
+use crate::service::lane::Proven;
 use crate::service::observer::Observer;
 use crate::service::pace::Pace;
+use crate::service::prepare::Candidate;
+use crate::service::reach::{Reach, Word};
 use crate::service::settings::Settings;
 use crate::service::snapshot::Snapshot;
 use crate::service::write_state::WriteState;
@@ -141,6 +144,8 @@ pub struct Plugin {
     settings: ArcSwap<Settings>,
     keyring: Arc<Keyring>,
     pace: Pace,
+    proven: Proven,
+    reach: Reach,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     observer: Arc<dyn Observer>,
@@ -162,6 +167,8 @@ impl Plugin {
             settings: ArcSwap::from_pointee(settings),
             keyring,
             pace: Pace::new(),
+            proven: Proven::default(),
+            reach: Reach::default(),
             clock,
             entropy,
             observer,
@@ -240,12 +247,6 @@ impl Plugin {
         self.published.load()
     }
 
-    /// Whether the KMS of the writing KEK is known to be away. One that throttles us is there.
-    #[must_use]
-    pub fn is_outage(&self) -> bool {
-        self.published.load().state.is_outage()
-    }
-
     /// The KEKs of the current configuration.
     #[must_use]
     pub fn keks(&self) -> Arc<KekSet> {
@@ -267,6 +268,7 @@ impl Plugin {
         self.keyring.wipe_unless(|kek| keks.may_unwrap(kek));
         self.keks.store(Arc::new(keks));
         self.settings.store(Arc::new(settings));
+        self.reach.forget();
     }
 
     pub(super) const fn keyring(&self) -> &Arc<Keyring> {
@@ -275,6 +277,37 @@ impl Plugin {
 
     pub(super) const fn pace(&self) -> &Pace {
         &self.pace
+    }
+
+    pub(super) const fn proven(&self) -> &Proven {
+        &self.proven
+    }
+
+    pub(super) const fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// What a probe of the writing KEK says about it. Only that it answers or not: a probe wraps too, so a denial or a dead answer
+    /// may be of the key that an alias points at, or of wrapping, and unwraps under our KEK are asked for themselves.
+    pub(super) fn probed(&self, made: Result<&Candidate, &Fault>) {
+        let write = self.published.load().write.clone();
+        let (kek, word) = match made {
+            Ok(candidate) => (Some(&candidate.version().kek), Some(Word::Good)),
+            Err(fault) => (write.as_ref().map(|write| &write.version().kek), Word::of(fault, &self.settings().policy)),
+        };
+        if let (Some(kek), Some(word @ (Word::Good | Word::Silence | Word::Throttled))) = (kek, word) {
+            self.reach.note(kek, word, self.clock.now());
+        }
+    }
+
+    /// Whether calls under that KEK are known to have no answer, so that waiting for one is hardly worth it.
+    pub(super) fn is_away(&self, kek: &KekRef) -> bool {
+        if self.reach.is_away(kek, self.clock.now()) {
+            return true;
+        }
+        // Before the first write state a probe cannot say which KEK it was that did not answer.
+        let published = self.published.load();
+        published.write.is_none() && published.state.is_outage() && self.keks.load().write().kek.may_unwrap(kek)
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {

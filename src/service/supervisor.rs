@@ -146,6 +146,7 @@ impl Supervisor {
         let write = self.plugin.published().write.clone();
         let probed = self.meanwhile(&settings, probe(&self.plugin, &keks, &settings, write.as_deref())).await;
         self.observing = false;
+        self.plugin.probed(probed.as_ref().map_err(|(fault, _)| fault));
         match probed {
             Ok(candidate) => self.consider(candidate, &keks, &settings).await,
             Err((fault, says)) => self.failed(&fault, says, &settings),

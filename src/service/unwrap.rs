@@ -1,18 +1,21 @@
 //! One unwrap, with its retries: what a [`crate::service::keyring::Flight`] runs in a task of its own.
 //!
-//! Guarantees: bounded in time and in attempts; only transient faults are retried, with jitter; while the KMS is known
-//! to be away there is one attempt only, so that callers hear soon. A denied call is never retried by itself.
+//! Guarantees: bounded in time and in attempts; only transient faults are retried, with jitter; while the KEK is known
+//! to be away there is one attempt only, so that callers hear soon. A denied call is never retried by itself. What each attempt
+//! came to is noted for the KEK ([`crate::service::reach`]).
 
 use crate::core::annotation::{DekName, WrappedDek};
 use crate::core::dek::Dek;
-use crate::core::fault::{Class, Fault, Reason};
+use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::KekRef;
 use crate::core::port::KekCall;
 use crate::core::uid::Uid;
 use crate::service::keyring::Flight;
+use crate::service::lane::Lane;
 use crate::service::observer::KekOperation;
 use crate::service::plugin::Plugin;
 use crate::service::prepare::observed;
+use crate::service::reach::Word;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,11 +23,14 @@ use std::time::Duration;
 const LIFETIME: Duration = Duration::from_secs(12);
 /// The first attempt may take this long, each further one twice as long.
 const FIRST_ATTEMPT: Duration = Duration::from_millis(1500);
-/// An attempt while the KMS is known to be away.
+/// An attempt while the KEK is known to be away.
 const OUTAGE_ATTEMPT: Duration = Duration::from_millis(750);
 /// The first pause between attempts, doubled each time, with jitter of half of it.
 const FIRST_PAUSE: Duration = Duration::from_millis(40);
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+/// Most failures are over in a second, and callers wait for 1.4 s: in that time the pauses stay short, so that they hear of its end.
+const BLIP: Duration = Duration::from_millis(1400);
+const LONGEST_PAUSE_IN_A_BLIP: Duration = Duration::from_millis(120);
 
 /// Who is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,31 +41,41 @@ pub(super) enum Readers {
     Recovery,
 }
 
-/// Unwraps the DEK of that name.
+/// Unwraps the DEK of that name, when it is the turn of that lane.
 ///
 /// # Errors
-/// `kek-not-configured`; those of the provider.
+/// `kek-not-configured`; those of the provider; `overloaded`.
 pub(super) async fn unwrap_dek<'a>(
     plugin: &Plugin,
     name: impl Into<DekName<'a>>,
     readers: Readers,
+    lane: Lane,
     uid: &Uid,
     flight: &Flight,
 ) -> Result<Arc<Dek>, Fault> {
     let DekName { kek, wrapped } = name.into();
     let wrapped = WrappedDek::parse(wrapped.to_vec())?;
-    let clock = plugin.clock();
-    let mut turn = plugin.pace().turn().await;
+    let (clock, reach, policy) = (plugin.clock(), plugin.reach(), plugin.settings());
+    // What nobody waits for any more would keep those waiting who still do. Known ones are asked about for themselves.
+    let mut turn = plugin.pace().turn(lane, || lane == Lane::Known || flight.is_awaited()).await?;
     // Its life begins with its first turn: in a long queue it would else be over before anybody was asked.
     let began = clock.now();
-    let mut attempt: u32 = 0;
+    // Who has something else to serve waits a second, and the next one is to know better.
+    let first = if lane == Lane::Known { OUTAGE_ATTEMPT } else { FIRST_ATTEMPT };
+    let (mut attempt, mut is_scout): (u32, bool) = (0, false);
     loop {
-        let outage = plugin.is_outage();
+        let is_away = plugin.is_away(kek);
+        is_scout = is_scout || (is_away && reach.scouts(kek, clock.now()));
+        let is_hasty = is_away && !is_scout;
         let remaining = LIFETIME.saturating_sub(clock.now().since(began));
-        let patience = FIRST_ATTEMPT.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
-        let timeout = if outage { OUTAGE_ATTEMPT } else { patience.min(remaining) };
+        let patience = first.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
+        let timeout = if is_hasty { OUTAGE_ATTEMPT } else { patience.min(remaining) };
         let call = KekCall { timeout, uid: Some(uid.clone()) };
         let outcome = ask_each_reader(plugin, kek, readers, &wrapped, &call).await;
+        let word = outcome.as_ref().map_or_else(|fault| Word::of(fault, &policy.policy), |_| Some(Word::Good));
+        if let Some(word) = word {
+            reach.note(kek, word, clock.now());
+        }
         let fault = match outcome {
             Ok(dek) => {
                 plugin.pace().speed_up();
@@ -68,7 +84,7 @@ pub(super) async fn unwrap_dek<'a>(
             }
             Err(fault) => fault,
         };
-        if fault.reason() == Reason::KmsThrottled {
+        if word == Some(Word::Throttled) {
             plugin.pace().slow_down();
         }
         tracing::warn!(
@@ -76,23 +92,30 @@ pub(super) async fn unwrap_dek<'a>(
             attempt, error = fault.known_causes(), "unwrapping a data key failed"
         );
         // A KMS that throttles us is there, and a probe more is the last thing that it needs.
-        if matches!(fault.class(), Class::Unreachable | Class::TooSlow) && !outage && readers == Readers::Primary {
+        if word == Some(Word::Silence) && !is_away && readers == Readers::Primary {
             plugin.suspect_outage(kek);
         }
-        let pause = jittered(plugin, pause_after(attempt));
+        let has_timed_out = fault.reason() == Reason::Deadline;
         let fault = unanswered(fault);
-        let is_over = clock.now().since(began).saturating_add(pause) >= LIFETIME;
-        if !fault.class().is_transient() || is_over || (outage && fault.reason() != Reason::KmsThrottled) {
+        let age = clock.now().since(began);
+        let pause = jittered(plugin, pause_after(attempt, age));
+        let is_over = age.saturating_add(pause) >= LIFETIME;
+        let is_throttled = word == Some(Word::Throttled);
+        // What can be served without an answer is asked about again when it is read again. A KMS that is only slow has more time.
+        let is_spared = lane == Lane::Known && !has_timed_out;
+        let is_hopeless = is_away && !is_throttled && !(is_scout && has_timed_out);
+        let is_enough = is_spared || is_hopeless;
+        if !fault.class().is_transient() || is_over || is_enough {
             return Err(fault);
         }
-        flight.attempt_failed(&fault);
+        flight.attempt_failed(&fault, clock.now());
         // Throttled, it keeps its place: the pace says when it is its turn again. Else others go first.
-        if fault.reason() == Reason::KmsThrottled {
-            turn.again().await;
+        if is_throttled {
+            turn.again().await?;
         } else {
             drop(turn);
             tokio::time::sleep(pause).await;
-            turn = plugin.pace().turn().await;
+            turn = plugin.pace().turn(lane, || true).await?;
         }
         // A call without any time would cost the KMS as much as another one, and its failure would look like an outage.
         if clock.now().since(began) >= LIFETIME {
@@ -133,8 +156,9 @@ pub(super) fn unanswered(fault: Fault) -> Fault {
     if fault.reason() == Reason::Deadline { Fault::caused_by(Reason::KmsUnreachable, fault) } else { fault }
 }
 
-fn pause_after(attempt: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(LONGEST_PAUSE)
+fn pause_after(attempt: u32, age: Duration) -> Duration {
+    let longest = if age < BLIP { LONGEST_PAUSE_IN_A_BLIP } else { LONGEST_PAUSE };
+    FIRST_PAUSE.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(longest)
 }
 
 /// Between half of it and one and a half.
@@ -145,6 +169,7 @@ fn jittered(plugin: &Plugin, pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::annotation::Annotations;
     use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, dek, plugin};
     use crate::service::keyring::Joined;
     use tokio::time::Instant;
@@ -158,10 +183,16 @@ mod tests {
             begin_outage(&plugin);
         }
         let annotations = annotations("k", 1);
-        let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
+        let Joined::Started(flight, _waiting) = plugin.keyring().join(&annotations).unwrap() else {
+            panic!("not started")
+        };
         let began = Instant::now();
-        let outcome = unwrap_dek(&plugin, &annotations, Readers::Primary, &Uid::parse("u"), &flight).await;
+        let outcome = asked(&plugin, &annotations, &flight).await;
         (outcome.map(|_| ()).map_err(|fault| fault.reason()), began.elapsed())
+    }
+
+    async fn asked(plugin: &Plugin, annotations: &Annotations, flight: &Flight) -> Result<Arc<Dek>, Fault> {
+        unwrap_dek(plugin, annotations, Readers::Primary, Lane::Stranger, &Uid::parse("u"), flight).await
     }
 
     #[tokio::test(start_paused = true)]
@@ -178,16 +209,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_grow_with_jitter_and_attempts_end_after_a_lifetime() {
+    async fn pauses_grow_with_jitter_and_attempts_end_when_the_kek_has_been_silent_for_a_second() {
         let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsUnreachable)]);
         let (outcome, took) = run(&[&kek], false).await;
         assert_eq!(outcome, Err(Reason::KmsUnreachable));
-        assert!(took <= LIFETIME && took > LIFETIME / 2, "{took:?}");
+        assert!((Duration::from_secs(1)..Duration::from_millis(1400)).contains(&took), "{took:?}");
         let times: Vec<_> = kek.heard().into_iter().map(|(when, _)| when).collect();
-        assert!((14..40).contains(&times.len()), "{} attempts", times.len());
+        assert!((7..22).contains(&times.len()), "{} attempts", times.len());
         for (n, pair) in times.windows(2).enumerate() {
             let pause = pair[1].duration_since(pair[0]);
-            let middle = pause_after(u32::try_from(n).unwrap());
+            let middle = pause_after(u32::try_from(n).unwrap(), pair[0].duration_since(times[0]));
             // A timer of the runtime has milliseconds.
             let late = Duration::from_millis(2);
             assert!(pause + late >= middle / 2 && pause <= middle * 3 / 2 + late, "{n}: {pause:?} of {middle:?}");
@@ -206,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_an_outage_there_is_one_short_attempt_unless_the_kms_throttles() {
+    async fn while_the_kek_is_away_there_is_one_short_attempt_unless_the_kms_throttles() {
         let kek = ScriptedKek::new("k", &[Line::Hang]);
         assert_eq!(run(&[&kek], true).await, (Err(Reason::KmsUnreachable), OUTAGE_ATTEMPT));
         assert_eq!(kek.heard()[0].1, OUTAGE_ATTEMPT);
@@ -214,6 +245,34 @@ mod tests {
         assert_eq!(run(&[&kek], true).await, (Err(Reason::KmsUnreachable), Duration::ZERO));
         let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsThrottled), AT_ONCE]);
         assert_eq!(run(&[&kek], true).await.0, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_who_ask_a_kek_that_hangs_one_in_ten_seconds_has_time_for_a_slow_one() {
+        let kek = ScriptedKek::new("k", &[Line::Hang]);
+        let plugin = plugin(&[&kek], |_| {});
+        let ask = |n: u32| {
+            let plugin = Arc::clone(&plugin);
+            async move {
+                let annotations = annotations("k", n);
+                let Joined::Started(flight, _waiting) = plugin.keyring().join(&annotations).unwrap() else {
+                    panic!("joined")
+                };
+                let began = Instant::now();
+                assert!(asked(&plugin, &annotations, &flight).await.is_err());
+                began.elapsed()
+            }
+        };
+        let took = tokio::join!(ask(0), ask(1), ask(2));
+        let mut took = [took.0, took.1, took.2];
+        took.sort();
+        assert!(took[1] < LIFETIME / 2 && took[2] >= LIFETIME - LONGEST_PAUSE, "{took:?}");
+        kek.say(Line::Unwrap(Duration::from_secs(5)));
+        assert_eq!(ask(3).await, OUTAGE_ATTEMPT);
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        let annotations = annotations("k", 4);
+        let Joined::Started(flight, _waiting) = plugin.keyring().join(&annotations).unwrap() else { panic!("joined") };
+        assert!(asked(&plugin, &annotations, &flight).await.is_ok(), "slow, and not away");
     }
 
     #[tokio::test(start_paused = true)]
@@ -238,11 +297,13 @@ mod tests {
         let kek = ScriptedKek::new("k", &[Line::Fail(Reason::KmsThrottled), AT_ONCE]);
         let plugin = plugin(&[&kek], |_| {});
         let annotations = annotations("k", 1);
-        let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
-        let found = unwrap_dek(&plugin, &annotations, Readers::Primary, &Uid::parse("u"), &flight).await.unwrap();
+        let Joined::Started(flight, _waiting) = plugin.keyring().join(&annotations).unwrap() else {
+            panic!("not started")
+        };
+        let found = asked(&plugin, &annotations, &flight).await.unwrap();
         let began = Instant::now();
         for _ in 0..10 {
-            drop(plugin.pace().turn().await);
+            drop(plugin.pace().turn(Lane::Stranger, || true).await.unwrap());
         }
         assert!(began.elapsed() >= Duration::from_millis(80), "{:?}", began.elapsed());
         let aad = crate::core::annotation::AdditionalData::bind(
@@ -258,13 +319,14 @@ mod tests {
         let kek = ScriptedKek::new("k", &[AT_ONCE]);
         let plugin = plugin(&[&kek], |_| {});
         let annotations = annotations("k", 1);
-        let Joined::Started(flight, _) = plugin.keyring().join(&annotations).unwrap() else { panic!("not started") };
+        let Joined::Started(flight, _waiting) = plugin.keyring().join(&annotations).unwrap() else {
+            panic!("not started")
+        };
         let mut held = Vec::new();
         for _ in 0..crate::core::limit::UNWRAPS_IN_FLIGHT_MAX {
-            held.push(plugin.pace().turn().await);
+            held.push(plugin.pace().turn(Lane::Stranger, || true).await.unwrap());
         }
-        let uid = Uid::parse("u");
-        let asking = unwrap_dek(&plugin, &annotations, Readers::Primary, &uid, &flight);
+        let asking = asked(&plugin, &annotations, &flight);
         let letting_go = async {
             tokio::time::sleep(LIFETIME * 2).await;
             held.clear();

@@ -137,3 +137,21 @@ async fn item_11_a_short_deadline_is_answered_before_it_and_the_unwrap_still_fil
     }
     assert_eq!(site.kms().calls("Decrypt"), 10, "nothing was asked twice");
 }
+
+/// Counted and not timed, so that a busy machine does not matter: the first Decrypt fails, so does the probe that it calls for, and so
+/// do the next calls; then all is well.
+#[tokio::test]
+async fn a_blip_of_the_kms_is_waited_out_by_a_value_that_was_not_seen() {
+    for failure in [Failure::Internal, Failure::Reset] {
+        let site = calm(Site::aws());
+        let running = site.start().await;
+        let mut client = running.client_with(Duration::from_secs(10)).await;
+        for _ in 0..5 {
+            let expected = seed();
+            let value = Replica::of(&site).sealed(&expected).await;
+            site.kms().fail_next(ANY, 4, failure);
+            assert_eq!(open(&mut client, &value).await, expected, "{failure:?}");
+            site.kms().heal(ANY);
+        }
+    }
+}

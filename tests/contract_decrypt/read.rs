@@ -1,10 +1,11 @@
 //! `read`: after a move to another KEK the values of the old one still open, and only then.
 
 use super::{calm, open, refused, unwraps};
-use crate::support::fake_kms::FakeKms;
-use crate::support::site::{ALIAS, Site, sealed};
+use crate::support::fake_kms::{ANY, Failure, FakeKms};
+use crate::support::site::{ALIAS, PATIENCE, Site, sealed, uid};
 use kube_kms::api::v2::EncryptResponse;
 use kube_kms::core::fault::Reason;
+use std::time::{Duration, Instant};
 
 /// A key under this name, at this fake.
 fn aws(kms: &FakeKms, key: &str, context: &str) -> String {
@@ -115,4 +116,37 @@ async fn a_key_given_by_alias_opens_what_the_alias_pointed_to_before() {
     assert_eq!(open(&mut client, &value).await, seed);
     let (_, own) = sealed(&mut client).await;
     assert_ne!(own.key_id, value.key_id);
+}
+
+/// Past its time, a DEK is excused by its own KEK and by no other: the KMS of the writing KEK is away, or refuses to wrap.
+#[tokio::test]
+async fn a_read_kek_that_is_disabled_is_refused_past_the_ttl_whatever_becomes_of_the_one_that_writes() {
+    for is_away in [true, false] {
+        let (old, new) = (FakeKms::start_in("us-east-1"), FakeKms::start());
+        old.create_key(ALIAS);
+        new.create_key(ALIAS);
+        let (read, kek) = (aws(&old, ALIAS, ""), aws(&new, ALIAS, ""));
+        let (_, value) = sealed_under(&read).await;
+        let mut site = Site::local();
+        let times = "cache: {ttl: 1s}\nprobe: {interval: 1s, timeout: 500ms}";
+        site.set(&format!("http: {{listen: '127.0.0.1:0'}}\nkek: {kek}\nread: [{read}]\n{times}"));
+        let running = site.start().await;
+        let mut client = running.client().await;
+        open(&mut client, &value).await;
+        if is_away {
+            new.fail_all(ANY, Failure::Internal);
+        } else {
+            new.revoke("Encrypt");
+        }
+        running.until_log("state=coasting").await;
+        open(&mut client, &value).await;
+        old.disable(ALIAS);
+        let began = Instant::now();
+        while client.decrypt(value.clone(), uid()).await.is_ok() {
+            assert!(began.elapsed() < PATIENCE, "away {is_away}: the revocation never bites");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(refused(&mut client, &value).await, Reason::KekDisabled, "away {is_away}");
+        assert_eq!(client.status().await.unwrap().healthz, "ok", "the writing KEK coasts");
+    }
 }

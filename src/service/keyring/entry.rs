@@ -15,9 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// How long a DEK past its time serves without asking again, after the KMS did not answer.
-const EXCUSED_FOR_NANOS: u64 = 10_000_000_000;
-
 /// One unwrapped DEK.
 #[derive(Debug)]
 pub struct Entry {
@@ -25,7 +22,7 @@ pub struct Entry {
     dek: Arc<Dek>,
     unwrapped: Moment,
     last_used: AtomicU64,
-    excused: AtomicU64,
+    unanswered: AtomicU64,
     binding: OnceLock<Binding>,
 }
 
@@ -36,7 +33,7 @@ impl Entry {
             dek,
             unwrapped: now,
             last_used: AtomicU64::new(now.0),
-            excused: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
             binding: OnceLock::new(),
         }
     }
@@ -57,8 +54,19 @@ impl Entry {
         now.since(self.unwrapped)
     }
 
-    pub(super) fn is_excused(&self, now: Moment) -> bool {
-        now.0 < self.excused.load(Ordering::Relaxed)
+    pub(super) const fn unwrapped(&self) -> Moment {
+        self.unwrapped
+    }
+
+    /// Takes over from another entry of the same name when that was last used: being renewed is no use.
+    pub(super) fn used_as(&self, other: &Self) {
+        self.last_used.store(other.last_used(), Ordering::Relaxed);
+    }
+
+    /// When the KEK last did not answer about this DEK; zero for never.
+    #[must_use]
+    pub fn unanswered(&self) -> Moment {
+        Moment(self.unanswered.load(Ordering::Relaxed))
     }
 
     /// The key.
@@ -76,9 +84,9 @@ impl Entry {
         }
     }
 
-    /// Past its time, and the KMS did not answer: it serves for a while without waiting for the KMS again.
-    pub fn excuse(&self, now: Moment) {
-        self.excused.store(now.0.saturating_add(EXCUSED_FOR_NANOS), Ordering::Relaxed);
+    /// Past its time, and the KEK was asked about it and did not answer.
+    pub fn was_unanswered(&self, now: Moment) {
+        self.unanswered.store(now.0, Ordering::Relaxed);
     }
 
     /// Remembers the additional data of a request that opened.
@@ -151,6 +159,11 @@ impl Slot {
     /// Whether its KEK is that one.
     pub(super) fn is_under(&self, kek: &KekRef) -> bool {
         self.by_ref().kek == kek.as_str().as_bytes()
+    }
+
+    /// The wrapped DEK.
+    pub(super) fn wrapped(&self) -> &[u8] {
+        self.by_ref().wrapped
     }
 
     /// The KEK, read again.

@@ -654,7 +654,7 @@ async fn a_version_that_was_left_is_no_outage_and_never_stops_or_degrades_anythi
     for _ in 0..20 {
         bench.spread_rounds(1).await;
         assert_eq!((bench.state(), bench.status()), ("ready", ok("B")));
-        assert!(!bench.plugin.is_outage());
+        assert!(!bench.plugin.published().state.is_outage());
         assert_eq!(bench.plugin.snapshot().because, Some(Reason::KeyIdRetired), "it is said");
     }
     bench.kek.set(|script| script.version = "B");
