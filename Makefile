@@ -8,7 +8,7 @@ KUBE_KMS := $(CURDIR)/target/debug/kube-kms
 # The name that `kube-kms manifests` takes by itself.
 IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help run build order image test e2e lint fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny drill presubmit clean
+.PHONY: help run build order image test e2e lint fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak memory-scan deny drill presubmit clean
 
 help: ## Say what there is
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,12 @@ ifeq ($(BINARY),)
 	$(CARGO) build --locked --release --bin kube-kms
 endif
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
+
+memory-scan: ## Read the memory of the live release binary for DEKs after a revocation (BINARY=path for another build; needs root)
+ifeq ($(BINARY),)
+	$(CARGO) build --locked --release --bin kube-kms
+endif
+	KUBE_KMS_BINARY=$(abspath $(or $(BINARY),target/release/kube-kms)) $(CARGO) test --locked --test suite -- fault::wiped:: --nocapture
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked cargo-deny
