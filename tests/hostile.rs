@@ -4,7 +4,9 @@
 //! stays within [`MEMORY_KIB`] of what it was. The attackers only push: whether they are hung up on is not asked. Bounded in time.
 
 use crate::support::site::{Running, Site, seed, uid};
-use crate::support::wire::{ENCRYPT, HEADERS, RST_STREAM, SETTINGS, STATUS, dial_blocking, frame, header_block};
+use crate::support::wire::{
+    Call, ENCRYPT, HEADERS, RST_STREAM, SETTINGS, STATUS, Wire, dial_blocking, frame, header_block,
+};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -267,4 +269,16 @@ async fn whoever_connects_and_says_nothing_is_hung_up_on() {
     silent.read_to_end(&mut sink).unwrap();
     assert!((8..14).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     running.until_ok().await;
+}
+
+/// More than [`giant_headers`] says: not only survived, but refused, and from the limit on that SECURITY.md names.
+#[tokio::test]
+async fn a_request_with_more_than_16_kib_of_headers_is_refused_and_one_with_less_is_served() {
+    let running = Site::local().start().await;
+    let wire = Wire::connect(&running.target).await;
+    let with = |bytes: usize| Call::status().header("x-long", "x".repeat(bytes).leak());
+    assert_eq!(wire.call(with(15 << 10)).await.unwrap().code(), 0);
+    let refused = wire.start(with(17 << 10)).await.unwrap().http_status().await.unwrap();
+    assert_eq!(refused, 431, "Request Header Fields Too Large");
+    wire.status_is_ok().await;
 }
