@@ -173,6 +173,7 @@ reasons! {
     KekNotConfigured, KekUnknown, "kek-not-configured", "the KEK named in the annotations is not in this plugin's configuration; add it under `read`";
     KekUnusable, KekUnknown, "kek-unusable", "the KEK cannot wrap data keys as it is configured";
     KeyIdRetired, KekUnknown, "key-id-retired", "the KMS went back to a KEK version that was left before; raise `epoch` to reinstate it";
+    KeyringReplaced, KekUnknown, "keyring-replaced", "the local keyring file holds another keyring than the one that this node's data is under; restore its backup";
     KekDisabled, KekDead, "kek-disabled", "the KEK is disabled";
     KekPendingDeletion, KekDead, "kek-pending-deletion", "the KEK is pending deletion";
     KekGone, KekDead, "kek-gone", "the KEK does not exist any more";

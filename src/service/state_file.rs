@@ -3,6 +3,7 @@
 //! Guarantees: a help, never a need. Lost, it costs the memory of what was reported; damaged, it is set aside with a
 //! warning and serving goes on. Written before a new key_id is reported, so a crash cannot forget one.
 
+use crate::core::kek_ref::KekRef;
 use crate::core::key_id::KeyId;
 use crate::durable::{self, Existing};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,17 @@ pub struct Remembered {
     pub left: Vec<KeyId>,
     /// Hex digest of the wrap context that was used last.
     pub context_digest: Option<String>,
+    /// What was written under last.
+    pub under: Option<Under>,
+}
+
+/// A KEK that this node has written under, and the `epoch` of the configuration at that time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Under {
+    /// The KEK.
+    pub kek: KekRef,
+    /// The epoch.
+    pub epoch: u64,
 }
 
 impl Remembered {
@@ -38,7 +50,13 @@ impl Remembered {
             left.push(old.clone());
         }
         left.drain(..left.len().saturating_sub(LEFT_MAX));
-        Self { key_id: Some(key_id.clone()), left, context_digest: Some(context_digest) }
+        Self { key_id: Some(key_id.clone()), left, context_digest: Some(context_digest), under: self.under.clone() }
+    }
+
+    /// After this KEK has become the one that writes.
+    #[must_use]
+    pub fn under(self, kek: &KekRef, epoch: u64) -> Self {
+        Self { under: Some(Under { kek: kek.clone(), epoch }), ..self }
     }
 }
 
@@ -50,6 +68,10 @@ struct Document {
     #[serde(default)]
     left: Vec<String>,
     context_digest: Option<String>,
+    #[serde(default)]
+    kek: Option<String>,
+    #[serde(default)]
+    epoch: u64,
 }
 
 /// The file, by its place.
@@ -108,7 +130,10 @@ impl StateFile {
         }
         let key_id = document.key_id.map(KeyId::parse).transpose().map_err(io::Error::other)?;
         let left: Result<Vec<_>, _> = document.left.into_iter().map(KeyId::parse).collect();
-        Ok(Some(Remembered { key_id, left: left.map_err(io::Error::other)?, context_digest: document.context_digest }))
+        let kek = document.kek.map(|kek| KekRef::parse(kek.as_bytes())).transpose().map_err(io::Error::other)?;
+        let left = left.map_err(io::Error::other)?;
+        let under = kek.map(|kek| Under { kek, epoch: document.epoch });
+        Ok(Some(Remembered { key_id, left, context_digest: document.context_digest, under }))
     }
 
     /// Writes it, durably.
@@ -121,6 +146,8 @@ impl StateFile {
             key_id: remembered.key_id.as_ref().map(|k| k.as_str().to_owned()),
             left: remembered.left.iter().map(|k| k.as_str().to_owned()).collect(),
             context_digest: remembered.context_digest.clone(),
+            kek: remembered.under.as_ref().map(|under| under.kek.as_str().to_owned()),
+            epoch: remembered.under.as_ref().map_or(0, |under| under.epoch),
         };
         let mut content = serde_json::to_vec_pretty(&document).map_err(io::Error::other)?;
         content.push(b'\n');
@@ -146,9 +173,14 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::kek_ref::KekKind;
 
     fn id(name: &str) -> KeyId {
         KeyId::parse(name.to_owned()).unwrap()
+    }
+
+    fn kek(name: &str) -> KekRef {
+        KekRef::new(KekKind::LOCAL, name).unwrap()
     }
 
     #[test]
@@ -158,17 +190,28 @@ mod tests {
         assert_eq!(file.load(), Remembered::default());
         let mut remembered = file.load();
         for name in ["A", "A", "B", "C"] {
-            remembered = remembered.after(&id(name), "00".to_owned());
+            remembered = remembered.after(&id(name), "00".to_owned()).under(&kek(name), 7);
             file.save(&remembered).unwrap();
         }
         let loaded = file.load();
         assert_eq!((loaded.key_id.clone(), loaded.left.clone()), (Some(id("C")), vec![id("A"), id("B")]));
+        assert_eq!(
+            (loaded.under.clone(), loaded.context_digest.as_deref()),
+            (Some(Under { kek: kek("C"), epoch: 7 }), Some("00"))
+        );
         assert_eq!(loaded, remembered);
     }
 
     #[test]
     fn a_damaged_file_is_set_aside_and_nothing_is_lost() {
-        for content in ["", "{", "[]", "{\"version\":2,\"keyId\":\"A\"}", "{\"version\":1,\"keyId\":\"\"}"] {
+        for content in [
+            "",
+            "{",
+            "[]",
+            "{\"version\":2,\"keyId\":\"A\"}",
+            "{\"version\":1,\"keyId\":\"\"}",
+            "{\"version\":1,\"kek\":\"x\"}",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let file = StateFile::new(dir.path());
             durable::write(file.path(), content.as_bytes(), Existing::Replace).unwrap();

@@ -210,7 +210,7 @@ impl Supervisor {
                  an entry under `read` has it"
             );
         }
-        let remembered = self.remembered.after(write.key_id(), digest);
+        let remembered = self.remembered.after(write.key_id(), digest).under(&write.version().kek, settings.epoch);
         if remembered != self.remembered {
             self.remembered = remembered;
             self.save().await;
