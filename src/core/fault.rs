@@ -323,6 +323,7 @@ mod tests {
             let row = EXPECTED.iter().find(|row| row.0 == reason.class()).unwrap();
             assert_eq!(reason.class().label(), row.1);
             assert_eq!(reason.class().code(), row.2);
+            assert_eq!(row.2.label(), format!("{:?}", row.2), "as grpc-go names it");
             assert_eq!(reason.class().exit_status(), row.3);
             assert_eq!(reason.class().is_transient(), row.4);
             assert!(labels.insert(reason.label()), "{reason} twice");
@@ -340,5 +341,7 @@ mod tests {
         assert!(fault.causes().contains("10.0.0.1"));
         assert!(fault.known_causes().is_some_and(|causes| causes.contains("10.0.0.1")));
         assert_eq!(Fault::new(Reason::KmsUnreachable).known_causes(), None, "no empty field in the log");
+        assert_eq!(fault.source().map(ToString::to_string).as_deref(), Some("connect to 10.0.0.1:443 refused"));
+        assert!(fault == Fault::new(Reason::KmsUnreachable) && fault != Fault::new(Reason::KekGone));
     }
 }

@@ -222,4 +222,21 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&aside[0]).unwrap(), content);
         }
     }
+
+    #[test]
+    fn what_is_not_there_is_no_error_and_what_cannot_be_a_state_file_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(StateFile::new(dir.path()).peek().unwrap(), Remembered::default());
+        let remembered = Remembered::default().after(&id("A"), "00".to_owned());
+        StateFile::new(dir.path()).save(&remembered).unwrap();
+        assert_eq!(StateFile::new(dir.path()).peek().unwrap(), remembered);
+        // The directory is a file.
+        StateFile::new(&dir.path().join(NAME)).peek().unwrap_err();
+        let mut padded = std::fs::read(dir.path().join(NAME)).unwrap();
+        for (bytes, taken) in [(SIZE_MAX, true), (SIZE_MAX + 1, false)] {
+            padded.resize(usize::try_from(bytes).unwrap(), b' ');
+            durable::write(&dir.path().join(NAME), &padded, Existing::Replace).unwrap();
+            assert_eq!(StateFile::new(dir.path()).peek().is_ok(), taken, "{bytes}");
+        }
+    }
 }

@@ -425,6 +425,13 @@ mod tests {
             assert!(error.hint().contains("chmod 600"));
         }
         set_mode(&path, 0o600);
+        put(&path, r#"{"format":"x","version":1}"#);
+        assert!(list(&path, 0).unwrap_err().hint().contains("belongs to something else"));
+        let error = list(&dir.path().join("x".repeat(300)), 0).unwrap_err();
+        assert!(
+            std::error::Error::source(&error).is_some() && error.to_fault().causes().contains("too long"),
+            "{error:?}"
+        );
         put(&path, "canary");
         let error = promote(&path, VERSION).unwrap_err();
         assert_eq!((error.reason(), error.exit_status()), (Reason::KekFileRefused, 5));

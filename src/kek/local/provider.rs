@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(back.version.version, VERSION);
         let again = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
         assert_ne!(again.dek, wrapped.dek, "a nonce was used twice");
-        assert_eq!(kek.kind(), KekKind::LOCAL);
+        assert_eq!((kek.kind(), kek.deletion_date()), (KekKind::LOCAL, None));
     }
 
     #[tokio::test]
