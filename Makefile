@@ -12,7 +12,7 @@ IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.to
 CARGO_DENY := 0.20.2
 CARGO_FUZZ := 0.13.2
 
-.PHONY: help run build order image test test-all e2e lint docs fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak deny advisories msrv drill \
+.PHONY: help run build order image test test-all e2e lint docs fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak memory-scan deny advisories msrv drill \
   presubmit release-ready clean
 
 help: ## Say what there is
@@ -117,6 +117,12 @@ ifeq ($(BINARY),)
 	$(CARGO) build --locked --release --bin kube-kms
 endif
 	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
+
+memory-scan: ## Read the memory of the live release binary for DEKs after a revocation (BINARY=path for another build; needs root)
+ifeq ($(BINARY),)
+	$(CARGO) build --locked --release --bin kube-kms
+endif
+	KUBE_KMS_BINARY=$(abspath $(or $(BINARY),target/release/kube-kms)) $(CARGO) test --locked --test suite -- fault::wiped:: --nocapture
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked --version $(CARGO_DENY) cargo-deny

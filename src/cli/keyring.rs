@@ -1,5 +1,7 @@
 //! `kube-kms keyring`: makes and changes the keyring file of the `local` KEK. A running plugin notices by itself.
 
+mod known;
+
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Format};
 use crate::kek::local::KeyringError;
@@ -13,7 +15,9 @@ use std::path::PathBuf;
 #[command(
     after_help = "A rotation:\n  kube-kms keyring add --file F                 # on one node, then copy F to all nodes\n  \
 kube-kms keyring promote --file F VERSION     # then copy F to all nodes again\n  \
-kube-kms keyring retire --file F VERSION      # when nothing in etcd or in a backup needs it any more"
+kube-kms keyring retire --file F VERSION      # when nothing in etcd or in a backup needs it any more\n\n\
+A file that was lost is restored from its backup, never made anew: `init` refuses where this node \
+knows that there was a keyring, and `promote` refuses to go back to a version that plugins have left (--config)."
 )]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -32,8 +36,13 @@ struct File {
 
 #[derive(Debug, Subcommand)]
 enum Operation {
-    /// Make a keyring with one key version; never overwrites
-    Init(File),
+    /// Make a keyring with one key version; never overwrites, and never in the place of one that was lost
+    Init {
+        #[command(flatten)]
+        file: File,
+        #[command(flatten)]
+        node: known::Node,
+    },
     /// Show the versions and the key_id of each; no keys
     List {
         #[command(flatten)]
@@ -45,7 +54,15 @@ enum Operation {
     /// Add a key version, without using it yet
     Add(File),
     /// Wrap with this version from now on; the one before still unwraps
-    Promote(Change),
+    Promote {
+        #[command(flatten)]
+        change: Change,
+        #[command(flatten)]
+        node: known::Node,
+        /// `epoch` has been raised on every node, so going back to an older version is a new key_id
+        #[arg(long)]
+        epoch_raised: bool,
+    },
     /// Stop a version from unwrapping; its key is kept in the file
     Retire(Change),
     /// Undo `retire`
@@ -91,7 +108,8 @@ struct Listed {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.operation {
-        Operation::Init(file) => {
+        Operation::Init { file, node } => {
+            node.may_init(&file.file)?;
             let made = operation::init(&file.file, wall_clock(), &OsEntropy).map_err(|e| failure("made", &e))?;
             let text = format!(
                 "made {} with one version, {}\nback it up: whoever loses this file loses everything sealed under it",
@@ -110,7 +128,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             );
             done(file, "add", None, version, text);
         }
-        Operation::Promote(change) => {
+        Operation::Promote { change, node, epoch_raised } => {
+            node.may_promote(&change.file.file, &change.version, *epoch_raised)?;
             let promoted =
                 operation::promote(&change.file.file, &change.version).map_err(|e| failure("changed", &e))?;
             let text = format!(

@@ -191,3 +191,46 @@ impl AdditionalData {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A wrapped DEK of so many bytes, and annotations of so many more than are needed.
+    fn parsed(dek: usize, more: usize) -> Result<(), Reason> {
+        let mut all = BTreeMap::from([(DEK.to_owned(), vec![1; dek]), (KEK.to_owned(), b"local:x".to_vec())]);
+        if more > 0 {
+            all.insert("m".to_owned(), vec![0; more - 1]);
+        }
+        Annotations::parse(all).map(drop).map_err(|fault| fault.reason())
+    }
+
+    #[test]
+    fn each_limit_is_the_last_size_that_is_taken() {
+        for (bytes, taken) in
+            [(0, false), (1, true), (limit::WRAPPED_DEK_MAX, true), (limit::WRAPPED_DEK_MAX + 1, false)]
+        {
+            let expected = if taken { Ok(()) } else { Err(Reason::AnnotationInvalid) };
+            assert_eq!(parsed(bytes, 0), expected, "{bytes}");
+            let blob = WrappedDek::parse(vec![1; bytes]).map(drop).map_err(|fault| fault.reason());
+            assert_eq!(blob, expected, "{bytes}");
+        }
+        let needed = DEK.len() + 1 + KEK.len() + b"local:x".len();
+        assert_eq!(parsed(1, limit::ANNOTATIONS_MAX - needed), Ok(()));
+        assert_eq!(parsed(1, limit::ANNOTATIONS_MAX - needed + 1), Err(Reason::AnnotationsTooLarge));
+    }
+
+    #[test]
+    fn the_recovery_wraps_come_back_in_their_order() {
+        let kek = |name: &str| KekRef::parse(name.as_bytes()).unwrap();
+        let dek = |byte| WrappedDek::parse(vec![byte]).unwrap();
+        let mut annotations = Annotations::new(&kek("local:x"), &dek(0));
+        assert!(annotations.recovery().is_empty());
+        for number in [1, 3] {
+            let byte = u8::try_from(number).unwrap();
+            annotations = annotations.and_recovery(number, &RecoveryWrap { kek: kek("local:r"), dek: dek(byte) });
+        }
+        let found: Vec<_> = annotations.recovery().into_iter().map(|wrap| (wrap.kek, wrap.dek)).collect();
+        assert_eq!(found, [(kek("local:r"), dek(1)), (kek("local:r"), dek(3))]);
+    }
+}

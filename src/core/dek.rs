@@ -145,6 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn debug_says_what_it_is_and_nothing_of_it() {
+        let bytes = DekBytes::generate(&crate::os::OsEntropy).unwrap();
+        assert_eq!(
+            (format!("{bytes:?}"), format!("{:?}", Dek::new(&bytes).unwrap())),
+            ("DekBytes(secret)".into(), "Dek(secret)".into())
+        );
+    }
+
+    #[test]
     fn a_dek_takes_as_little_locked_memory_as_the_documents_say() {
         // In whole cache lines. deploy/README.md and `doctor::host` count on three to a page, and on 56 to sixteen pages.
         let each = size_of::<Aes256Gcm>().next_multiple_of(64);

@@ -175,6 +175,7 @@ reasons! {
     KekUnusable, KekUnknown, "kek-unusable", "the KEK cannot wrap data keys as it is configured";
     KeyStateUnknown, KekUnknown, "key-state-unknown", "the KMS refuses the KEK for its state, and this plugin may not ask which state that is";
     KeyIdRetired, KekUnknown, "key-id-retired", "the KMS went back to a KEK version that was left before; raise `epoch` to reinstate it";
+    KeyringReplaced, KekUnknown, "keyring-replaced", "the local keyring file holds another keyring than the one that this node's data is under; restore its backup";
     KekDisabled, KekDead, "kek-disabled", "the KEK is disabled";
     KekPendingDeletion, KekDead, "kek-pending-deletion", "the KEK is pending deletion";
     KekGone, KekDead, "kek-gone", "the KEK does not exist any more";
@@ -326,6 +327,7 @@ mod tests {
             let row = EXPECTED.iter().find(|row| row.0 == reason.class()).unwrap();
             assert_eq!(reason.class().label(), row.1);
             assert_eq!(reason.class().code(), row.2);
+            assert_eq!(row.2.label(), format!("{:?}", row.2), "as grpc-go names it");
             assert_eq!(reason.class().exit_status(), row.3);
             assert_eq!(reason.class().is_transient(), row.4);
             assert!(labels.insert(reason.label()), "{reason} twice");
@@ -343,5 +345,7 @@ mod tests {
         assert!(fault.causes().contains("10.0.0.1"));
         assert!(fault.known_causes().is_some_and(|causes| causes.contains("10.0.0.1")));
         assert_eq!(Fault::new(Reason::KmsUnreachable).known_causes(), None, "no empty field in the log");
+        assert_eq!(fault.source().map(ToString::to_string).as_deref(), Some("connect to 10.0.0.1:443 refused"));
+        assert!(fault == Fault::new(Reason::KmsUnreachable) && fault != Fault::new(Reason::KekGone));
     }
 }

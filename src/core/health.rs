@@ -656,4 +656,17 @@ mod tests {
             assert!(State::LABELS.contains(&state.label()));
         }
     }
+
+    #[test]
+    fn the_last_good_probe_is_remembered_through_failures() {
+        let policy = policy(OnDenied::Coast, None);
+        assert_eq!(Record::default().last_good(), None);
+        let record = Record::after_success(Moment(7)).after_failure(
+            Reason::KmsUnreachable,
+            Testimony::Silent,
+            Moment(8),
+            &policy,
+        );
+        assert_eq!((record.last_good(), record.failures()), (Some(Moment(7)), 1));
+    }
 }

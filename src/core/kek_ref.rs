@@ -119,5 +119,7 @@ mod tests {
             assert_eq!(KekRef::parse(bad.as_bytes()).unwrap_err().reason(), Reason::AnnotationInvalid, "{bad:?}");
         }
         assert!(KekRef::parse(format!("aws:{}", "x".repeat(1021)).as_bytes()).is_err());
+        let longest = format!("aws:{}", "x".repeat(1020));
+        assert_eq!(KekRef::parse(longest.as_bytes()).unwrap().to_string(), longest);
     }
 }

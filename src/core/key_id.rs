@@ -85,3 +85,36 @@ impl fmt::Debug for KeyId {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> KeyId {
+        KeyId::parse(text.to_owned()).unwrap()
+    }
+
+    #[test]
+    fn a_key_id_has_1_to_1024_bytes() {
+        let parsed = |bytes: usize| KeyId::parse("x".repeat(bytes)).map(drop).map_err(|fault| fault.reason());
+        assert_eq!(
+            [0, 1, 1024, 1025].map(parsed),
+            [Err(Reason::KeyIdEmpty), Ok(()), Ok(()), Err(Reason::KeyIdTooLong)]
+        );
+    }
+
+    #[test]
+    fn our_own_ids_are_shown_and_what_somebody_else_has_sent_is_its_hash() {
+        let ours = format!("k1-{}", "0123456789abcdef".repeat(2));
+        assert!(id(&ours).is_ours());
+        assert_eq!((id(&ours).to_string(), format!("{:?}", id(&ours))), (ours.clone(), ours.clone()));
+        // SPEC: kube-apiserver's key_id_hash: printf 'a\n' | sha256sum.
+        let hash = "sha256:87428fc522803d31065e7bce3cf03fe475096631e5e07bbd7a0fde60c4cf25c7";
+        assert_eq!((id("a\n").metric_hash().as_str(), id("a\n").to_string().as_str()), (hash, hash));
+        for other in
+            ["x", "k1-", &ours[1..], &ours[..34], &format!("{ours}0"), &ours.replace('f', "g"), &ours.replace('a', "A")]
+        {
+            assert!(!id(other).is_ours() && id(other).to_string().starts_with("sha256:"), "{other}");
+        }
+    }
+}

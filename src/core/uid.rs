@@ -62,6 +62,7 @@ mod tests {
     fn a_uuid_is_kept_and_a_forged_log_line_is_not() {
         assert_eq!(Uid::parse("8b4c3a0e-6f4f-4c89-9b53-5a1f0f5f1234").as_str(), "8b4c3a0e-6f4f-4c89-9b53-5a1f0f5f1234");
         assert_eq!(Uid::parse("").as_str(), "-");
+        assert_eq!(format!("{0} {0:?}", Uid::parse("a\nb")), "a?b a?b");
         assert_eq!(Uid::parse("a\nlevel=error \"x\"\u{1b}[2J").as_str(), "a?level=error??x??[2J");
         assert_eq!(Uid::parse(&"x".repeat(500)).as_str().len(), KEPT);
         assert_eq!(Uid::parse("ü").as_str(), "??");

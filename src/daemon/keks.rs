@@ -3,34 +3,59 @@
 use super::StartError;
 use crate::config::{AwsKekConfig, Config, KekConfig};
 use crate::core::fault::Fault;
+use crate::core::kek_ref::{KekKind, KekRef};
 use crate::core::port::{Entropy, Kek};
 use crate::kek::local::LocalKek;
 use crate::service::kek_set::{KekEntry, KekSet};
+use crate::service::state_file::Under;
 use std::sync::Arc;
 
-/// Builds every KEK of the configuration.
+/// Builds every KEK of the configuration. `before`: what this node has written under last, where that is known.
+///
+/// A local keyring that is another than that one is refused by each of its calls, unless the old one is under `read` or `epoch`
+/// has been raised: nothing else tells a keyring that is meant from a lost file that somebody has made anew.
 ///
 /// # Errors
 /// [`StartError::Kek`], naming the key in the configuration, when one cannot work as it is configured.
-pub async fn connect(config: &Config, entropy: &Arc<dyn Entropy>) -> Result<KekSet, StartError> {
-    let write = entry(&config.kek, entropy).await.map_err(|fault| StartError::Kek { key: "kek".to_owned(), fault })?;
+pub async fn connect(
+    config: &Config,
+    entropy: &Arc<dyn Entropy>,
+    before: Option<&Under>,
+) -> Result<KekSet, StartError> {
+    let expected = before
+        .filter(|before| before.kek.kind() == KekKind::LOCAL.as_str() && before.epoch == config.settings.epoch)
+        .map(|before| &before.kek)
+        .filter(|kek| !is_read(config, entropy, kek));
+    let write = entry(&config.kek, entropy, expected).await;
+    let write = write.map_err(|fault| StartError::Kek { key: "kek".to_owned(), fault })?;
     let mut read = Vec::with_capacity(config.read.len());
     for (n, kek) in config.read.iter().enumerate() {
         let named = |fault| StartError::Kek { key: format!("read[{n}]"), fault };
-        read.push(entry(kek, entropy).await.map_err(named)?);
+        read.push(entry(kek, entropy, None).await.map_err(named)?);
     }
     let mut recovery = Vec::with_capacity(config.recovery.keks.len());
     for (n, kek) in config.recovery.keks.iter().enumerate() {
         let named = |fault| StartError::Kek { key: format!("recovery.keks[{n}]"), fault };
-        recovery.push(entry(kek, entropy).await.map_err(named)?);
+        recovery.push(entry(kek, entropy, None).await.map_err(named)?);
     }
     Ok(KekSet::new(write, read).with_recovery(recovery, config.recovery.break_glass))
 }
 
-async fn entry(config: &KekConfig, entropy: &Arc<dyn Entropy>) -> Result<KekEntry, Fault> {
+/// Whether a keyring under `read` is that one: its file is there and says so.
+fn is_read(config: &Config, entropy: &Arc<dyn Entropy>, kek: &KekRef) -> bool {
+    config.read.iter().any(|read| match read {
+        KekConfig::Local(local) => LocalKek::new(local.keyring.clone(), Arc::clone(entropy)).known() == Some(kek),
+        KekConfig::Aws(_) => false,
+    })
+}
+
+async fn entry(config: &KekConfig, entropy: &Arc<dyn Entropy>, expected: Option<&KekRef>) -> Result<KekEntry, Fault> {
     let kek: Arc<dyn Kek> = match config {
         KekConfig::Aws(aws) => connect_aws(aws).await?,
-        KekConfig::Local(local) => Arc::new(LocalKek::new(local.keyring.clone(), Arc::clone(entropy))),
+        KekConfig::Local(local) => {
+            let kek = LocalKek::new(local.keyring.clone(), Arc::clone(entropy));
+            Arc::new(if let Some(expected) = expected { kek.expecting(expected.clone()) } else { kek })
+        }
     };
     Ok(KekEntry { kek, context: config.context() })
 }

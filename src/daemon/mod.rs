@@ -185,7 +185,7 @@ async fn serve(
 
     let state_file = StateFile::new(&config.state_dir);
     let (remembered, late) = recall(&state_file).await;
-    let keks = keks::connect(&config, &entropy).await?;
+    let keks = keks::connect(&config, &entropy, remembered.under.as_ref()).await?;
     let parts = Parts {
         keks,
         settings: config.settings.clone(),
@@ -194,6 +194,7 @@ async fn serve(
         observer: Arc::clone(&observer),
     };
     let plugin = Arc::new(Plugin::new(parts, remembered.key_id.clone()));
+    let written = reload::Written::new(Arc::clone(&plugin), remembered.under.clone());
     let (reloads, reload_queue) = mpsc::channel(1);
     let path = Arc::new(OnceLock::<SocketWatch>::new());
     let watched = Arc::clone(&path);
@@ -216,8 +217,14 @@ async fn serve(
     };
     let endpoint = bound.address().endpoint();
     tokio::spawn(announce(Arc::clone(&plugin), endpoint.clone(), on_ready));
-    let mut reloader =
-        reload::Reloader::new(&options.config, (config, sandbox), Arc::clone(&entropy), reloads, logging.level.clone());
+    let mut reloader = reload::Reloader::new(
+        &options.config,
+        (config, sandbox),
+        written,
+        Arc::clone(&entropy),
+        reloads,
+        logging.level.clone(),
+    );
 
     let (listener, socket_file) = bound.into_parts();
     // Without a descriptor for it a rotation in the moment of a take-over is not held back; that is no reason not to serve.

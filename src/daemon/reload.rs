@@ -6,6 +6,8 @@ use super::sandbox::Sandbox;
 use super::{keks, pages};
 use crate::config::{self, Config};
 use crate::core::port::Entropy;
+use crate::service::plugin::Plugin;
+use crate::service::state_file::Under;
 use crate::service::supervisor::Reload;
 use crate::telemetry::log::LevelHandle;
 use crate::transport::systemd;
@@ -21,6 +23,28 @@ const LOOK: Duration = Duration::from_secs(2);
 /// What tells one version of a file from another without reading it.
 type Fingerprint = (u64, u64, i64, i64, u64);
 
+/// Which KEK this node writes under, or has written under last.
+#[derive(Debug)]
+pub struct Written {
+    plugin: Arc<Plugin>,
+    remembered: Option<Under>,
+}
+
+impl Written {
+    /// `remembered`: from the state file, for as long as this process has written nothing.
+    #[must_use]
+    pub const fn new(plugin: Arc<Plugin>, remembered: Option<Under>) -> Self {
+        Self { plugin, remembered }
+    }
+
+    fn under(&self) -> Option<Under> {
+        let published = self.plugin.published();
+        let now = published.write.as_ref().map(|write| write.version().kek.clone());
+        let kek = now.or_else(|| published.revoked.clone());
+        kek.map(|kek| Under { kek, epoch: self.plugin.settings().epoch }).or_else(|| self.remembered.clone())
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Reloader {
@@ -28,6 +52,7 @@ pub struct Reloader {
     /// What the process was started with: keys that take a restart stay as they are in it.
     started: Config,
     sandbox: Sandbox,
+    written: Written,
     seen: Option<Fingerprint>,
     entropy: Arc<dyn Entropy>,
     queue: mpsc::Sender<Reload>,
@@ -40,11 +65,12 @@ impl Reloader {
     pub fn new(
         path: &Path,
         (started, sandbox): (Config, Sandbox),
+        written: Written,
         entropy: Arc<dyn Entropy>,
         queue: mpsc::Sender<Reload>,
         log_level: LevelHandle,
     ) -> Self {
-        Self { path: path.to_owned(), started, sandbox, seen: fingerprint(path), entropy, queue, log_level }
+        Self { path: path.to_owned(), started, sandbox, written, seen: fingerprint(path), entropy, queue, log_level }
     }
 
     /// Returns when the file is another than at the last look. A file that is gone is no change: it may be in the middle
@@ -87,7 +113,7 @@ impl Reloader {
             return Err(lacks);
         }
         let one = |text: String| vec![text];
-        let keks = keks::connect(&new, &self.entropy).await.map_err(|e| {
+        let keks = keks::connect(&new, &self.entropy, self.written.under().as_ref()).await.map_err(|e| {
             one(format!("{e}: {}", std::error::Error::source(&e).map_or_else(String::new, ToString::to_string)))
         })?;
         let (reply, answer) = oneshot::channel();

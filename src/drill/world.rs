@@ -232,7 +232,7 @@ async fn reach_of(endpoint: Option<&str>) -> Result<Reach, DrillError> {
 async fn ask_kek(path: &Path) -> Result<(String, String), DrillError> {
     let config = config::load(path).map_err(DrillError::Config)?;
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-    let keks = keks::connect(&config, &entropy).await.map_err(DrillError::Connect)?;
+    let keks = keks::connect(&config, &entropy, None).await.map_err(DrillError::Connect)?;
     let clock = MonotonicClock::new();
     let made = prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved).await;
     let candidate = made.map_err(DrillError::Kek)?;

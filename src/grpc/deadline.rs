@@ -69,6 +69,12 @@ mod tests {
             assert_eq!(of(Some(strange)), of(None), "{strange:?}");
         }
         assert_eq!(parse("1\u{e9}"), None);
+        let units = ["12345678n", "1u", "1m", "1S", "1M", "1H"].map(parse);
+        assert_eq!(
+            units,
+            [12_345_678, 1000, 1_000_000, 1_000_000_000, 60_000_000_000, 3_600_000_000_000]
+                .map(|n| Some(Duration::from_nanos(n)))
+        );
         assert_eq!(of(Some("1H")), Duration::from_millis(30_000 - 250));
     }
 }

@@ -23,7 +23,8 @@ use tonic::Status;
 pub(super) const HEAD: usize = 5;
 /// Bytes that a message in pieces has room for at first.
 const PIECE: usize = 512;
-/// Bytes of an unfinished message from which on it takes a place among the large ones: what kube-apiserver sends is mostly smaller.
+/// Bytes of an unfinished message, with its headers, from which on it takes a place among the large ones: what kube-apiserver sends
+/// is mostly smaller.
 const SMALL: usize = 1024;
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -77,7 +78,9 @@ pub(super) async fn read(
 ) -> Result<Bytes, Refusal> {
     refuse_compression(headers)?;
     let mut pieces = Vec::new();
-    let mut place: Option<Place> = None;
+    // SECURITY: headers wait with the message that they are of, and somebody may send many of them and no message.
+    let of_headers = memory_of(headers);
+    let mut place: Option<Place> = (of_headers > SMALL).then(|| incomplete.enter());
     loop {
         let next = poll_fn(|cx| body.poll_data(cx));
         let chunk = match &mut place {
@@ -96,13 +99,19 @@ pub(super) async fn read(
         }
         // SECURITY: a copy, because a byte that is kept keeps the whole of the buffer that it was read into.
         add(&mut pieces, &chunk)?;
-        if pieces.len() > SMALL && place.is_none() {
+        if pieces.len().saturating_add(of_headers) > SMALL && place.is_none() {
             place = Some(incomplete.enter());
         }
         // The window is given back for what is within our own bound; at the end of a stream h2 gives back the rest by itself.
         body.flow_control().release_capacity(chunk.len()).ok();
     }
     message_of(pieces.into())
+}
+
+/// What a map of headers takes, about: twice their size as HTTP/2 counts it (RFC 9113, 6.5.2).
+fn memory_of(headers: &HeaderMap) -> usize {
+    let sizes = headers.iter().map(|(name, value)| name.as_str().len().saturating_add(value.len()).saturating_add(32));
+    sizes.fold(0, usize::saturating_add).saturating_mul(2)
 }
 
 /// Puts a piece behind the others, with no more memory than twice theirs.

@@ -25,6 +25,21 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+/// Maps a page that can be executed, of this file or of none, and gives it back. For the test that the sandbox refuses it.
+#[cfg(test)]
+pub(crate) fn map_executable(file: Option<&std::fs::File>, how: rustix::mm::MapFlags) -> rustix::io::Result<()> {
+    use rustix::mm::{ProtFlags, mmap, mmap_anonymous, munmap};
+    let (any, len, prot) = (std::ptr::null_mut(), 4096, ProtFlags::READ | ProtFlags::EXEC);
+    // SAFETY: no address is asked for, so no other memory is touched, and the mapping is given back unused.
+    unsafe {
+        let mapped = match file {
+            Some(file) => mmap(any, len, prot, how, file, 0)?,
+            None => mmap_anonymous(any, len, prot, how)?,
+        };
+        munmap(mapped, len)
+    }
+}
+
 /// One value in locked memory. No `Clone`, no `Serialize`; `Debug` prints no content.
 pub struct Locked<T> {
     room: Room,

@@ -224,7 +224,8 @@ impl Plugin {
                 Ok(Known::Serve(entry, DekSource::Keyring))
             }
             Found::Expired(entry) => {
-                let Some(excuse) = self.reach().excuse(name.kek, entry.unanswered(), now) else {
+                let excuse = self.reach().excuse(name.kek, entry.unanswered(), now);
+                let Some(excuse) = excuse.filter(|_| !self.is_denied_for_good(name.kek)) else {
                     return Ok(Known::Ask { expired: Some(entry) });
                 };
                 if excuse.ask_again {
@@ -304,7 +305,7 @@ impl Plugin {
             Err(fault) => Err(fault),
         };
         match outcome {
-            Err(fault) if self.may_serve_expired(&fault) => {
+            Err(fault) if self.may_serve_expired(name.kek, &fault) => {
                 self.observer().keyring(KeyringEvent::ServedExpired);
                 Ok((entry, DekSource::Expired))
             }
@@ -365,10 +366,14 @@ impl Plugin {
         if is_silent { Reason::KmsUnreachable } else { Reason::Deadline }.into()
     }
 
-    fn may_serve_expired(&self, fault: &Fault) -> bool {
+    fn is_denied_for_good(&self, kek: &KekRef) -> bool {
+        self.reach().is_denied_for_good(kek, &self.settings().policy, self.clock().now())
+    }
+
+    fn may_serve_expired(&self, kek: &KekRef, fault: &Fault) -> bool {
         match Word::of(fault, &self.settings().policy) {
             Some(Word::Dead) => false,
-            Some(Word::Denied) => true,
+            Some(Word::Denied) => !self.is_denied_for_good(kek),
             _ => fault.class().is_transient(),
         }
     }

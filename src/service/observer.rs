@@ -130,3 +130,23 @@ impl Observer for Unobserved {
     fn keyring(&self, _: KeyringEvent) {}
     fn published(&self, _: bool) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_in_metrics_logs_and_spans_are_those_of_the_documents() {
+        let rpcs = [Rpc::Status, Rpc::Encrypt, Rpc::Decrypt];
+        assert_eq!(rpcs.map(Rpc::label), ["Status", "Encrypt", "Decrypt"]);
+        assert!(rpcs.iter().all(|rpc| rpc.method() == format!("v2.KeyManagementService/{}", rpc.label())));
+        let operations = [KekOperation::Wrap, KekOperation::Unwrap];
+        assert_eq!(operations.map(KekOperation::label), ["wrap", "unwrap"]);
+        assert_eq!(operations.map(KekOperation::span), ["kek.wrap", "kek.unwrap"]);
+        use KeyringEvent::{Evicted, Hit, Joined, Miss, RefusedAgain, ServedExpired, Wiped};
+        assert_eq!(
+            [Hit, Miss, Joined, ServedExpired, Evicted, Wiped, RefusedAgain].map(KeyringEvent::label),
+            ["hit", "miss", "joined", "served-expired", "evicted", "wiped", "refused-again"]
+        );
+    }
+}

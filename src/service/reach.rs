@@ -6,7 +6,7 @@
 //! answer. Tested row by row in `decrypt/revocation.rs`.
 
 use crate::core::fault::{Class, Fault, Reason};
-use crate::core::health::Policy;
+use crate::core::health::{OnDenied, Policy};
 use crate::core::kek_ref::KekRef;
 use crate::core::port::Moment;
 use std::collections::HashMap;
@@ -73,6 +73,8 @@ struct Record {
     /// Kept over good answers: a KMS that throttles answers some.
     throttled: Option<Moment>,
     denied: Option<Moment>,
+    /// Since when it has denied us without any other word.
+    denied_since: Option<Moment>,
     /// When it last said that it is dead, unless a blob of it has opened since.
     dead: Option<Moment>,
     asked: Option<Moment>,
@@ -90,6 +92,7 @@ impl Record {
     }
 
     fn hears(&mut self, word: Word, now: Moment) {
+        self.denied_since = if word == Word::Denied { self.denied_since.or(Some(now)) } else { None };
         if word == Word::Silence {
             let since = self.silence.map_or(now, |(since, _)| since);
             self.silence = Some((since, now));
@@ -146,6 +149,14 @@ impl Reach {
         Some(Excuse { ask_again })
     }
 
+    /// Whether that KEK has denied us, and said nothing else, for as long as the operator takes for an accident.
+    #[must_use]
+    pub fn is_denied_for_good(&self, kek: &KekRef, policy: &Policy, now: Moment) -> bool {
+        let OnDenied::CoastFor(limit) = policy.on_denied else { return false };
+        let since = self.lock().get(kek).and_then(|record| record.denied_since);
+        since.is_some_and(|since| now.since(since) >= limit)
+    }
+
     /// Whether the last call under that KEK had no answer.
     #[must_use]
     pub fn is_silent(&self, kek: &KekRef, now: Moment) -> bool {
@@ -191,7 +202,7 @@ impl Reach {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::health::{OnDenied, OnUnusable};
+    use crate::core::health::OnUnusable;
     use crate::core::kek_ref::KekKind;
 
     const NEVER: Moment = Moment(0);
@@ -300,6 +311,28 @@ mod tests {
         assert!(reach.is_silent(&kek("999"), at(2_000)));
         reach.forget();
         assert_eq!(reach.given_up_until(&kek("k"), at(2_000)), None);
+    }
+
+    #[test]
+    fn a_denial_is_for_good_after_the_time_that_the_operator_gives_it_and_any_other_word_starts_it_again() {
+        let policy = |on_denied| Policy {
+            grace: Duration::ZERO,
+            on_denied,
+            on_unusable: OnUnusable::Coast,
+            stop_after: None,
+            confirmations: 2,
+        };
+        let (reach, an_hour) = (Reach::default(), policy(OnDenied::CoastFor(Duration::from_secs(3600))));
+        let for_good = |second| reach.is_denied_for_good(&kek("k"), &an_hour, at(second * 1000));
+        reach.note(&kek("k"), Word::Denied, at(0));
+        reach.note(&kek("k"), Word::Denied, at(3000000));
+        assert!(!for_good(3599) && for_good(3600));
+        assert!(!reach.is_denied_for_good(&kek("k"), &policy(OnDenied::Coast), at(9999000)), "never, without a time");
+        for other in [Word::Good, Word::Blob, Word::Silence, Word::Throttled] {
+            reach.note(&kek("k"), other, at(4000000));
+            reach.note(&kek("k"), Word::Denied, at(4001000));
+            assert!(!for_good(7600) && for_good(7601), "{other:?}");
+        }
     }
 
     #[test]

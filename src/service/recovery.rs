@@ -69,3 +69,26 @@ pub async fn wrap_under(
     };
     tokio::time::timeout(timeout, both).await.unwrap_or_else(|_| Err(Reason::KmsUnreachable.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::OsEntropy;
+    use crate::service::probe_fixture::{HandClock, Remembering, Script, ScriptedKek, entry};
+
+    async fn wrapped(change: impl FnOnce(&mut Script)) -> Result<RecoveryWrap, Reason> {
+        let kek = ScriptedKek::new("A");
+        kek.set(change);
+        let bytes = DekBytes::generate(&OsEntropy).unwrap();
+        let timeout = Duration::from_secs(1);
+        let made = wrap_under(&entry(&kek), &bytes, timeout, &HandClock::default(), &Remembering::default()).await;
+        made.map_err(|fault| fault.reason())
+    }
+
+    #[tokio::test]
+    async fn a_recovery_wrap_counts_only_when_it_gives_the_same_dek_back() {
+        assert!(wrapped(|_| {}).await.unwrap().dek.as_bytes().starts_with(b"A\0"));
+        assert_eq!(wrapped(|script| script.forgets = true).await.unwrap_err(), Reason::ReadbackMismatch);
+        assert_eq!(wrapped(|script| script.wrap_fails = Some(Reason::KekGone)).await.unwrap_err(), Reason::KekGone);
+    }
+}

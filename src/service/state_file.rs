@@ -4,6 +4,7 @@
 //! have written it, it is set aside with a warning and serving goes on. Reading it waits for nothing but the disk. SPEC:
 //! open(2), fstat(2).
 
+use crate::core::kek_ref::KekRef;
 use crate::core::key_id::KeyId;
 use crate::durable::{self, Existing};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
@@ -31,6 +32,17 @@ pub struct Remembered {
     pub left: Vec<KeyId>,
     /// Hex digest of the wrap context that was used last.
     pub context_digest: Option<String>,
+    /// What was written under last.
+    pub under: Option<Under>,
+}
+
+/// A KEK that this node has written under, and the `epoch` of the configuration at that time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Under {
+    /// The KEK.
+    pub kek: KekRef,
+    /// The epoch.
+    pub epoch: u64,
 }
 
 impl Remembered {
@@ -43,7 +55,13 @@ impl Remembered {
             left.push(old.clone());
         }
         left.drain(..left.len().saturating_sub(LEFT_MAX));
-        Self { key_id: Some(key_id.clone()), left, context_digest: Some(context_digest) }
+        Self { key_id: Some(key_id.clone()), left, context_digest: Some(context_digest), under: self.under.clone() }
+    }
+
+    /// After this KEK has become the one that writes.
+    #[must_use]
+    pub fn under(self, kek: &KekRef, epoch: u64) -> Self {
+        Self { under: Some(Under { kek: kek.clone(), epoch }), ..self }
     }
 
     /// With what was remembered before it, and came to light only now.
@@ -122,6 +140,10 @@ struct Document {
     #[serde(default)]
     left: Vec<String>,
     context_digest: Option<String>,
+    #[serde(default)]
+    kek: Option<String>,
+    #[serde(default)]
+    epoch: u64,
 }
 
 /// The file, by its place.
@@ -221,7 +243,10 @@ impl StateFile {
         }
         let key_id = document.key_id.map(KeyId::parse).transpose().map_err(io::Error::other)?;
         let left: Result<Vec<_>, _> = document.left.into_iter().map(KeyId::parse).collect();
-        Ok(Some(Remembered { key_id, left: left.map_err(io::Error::other)?, context_digest: document.context_digest }))
+        let kek = document.kek.map(|kek| KekRef::parse(kek.as_bytes())).transpose().map_err(io::Error::other)?;
+        let left = left.map_err(io::Error::other)?;
+        let under = kek.map(|kek| Under { kek, epoch: document.epoch });
+        Ok(Some(Remembered { key_id, left, context_digest: document.context_digest, under }))
     }
 
     /// Writes it, durably.
@@ -234,6 +259,8 @@ impl StateFile {
             key_id: remembered.key_id.as_ref().map(|k| k.as_str().to_owned()),
             left: remembered.left.iter().map(|k| k.as_str().to_owned()).collect(),
             context_digest: remembered.context_digest.clone(),
+            kek: remembered.under.as_ref().map(|under| under.kek.as_str().to_owned()),
+            epoch: remembered.under.as_ref().map_or(0, |under| under.epoch),
         };
         let mut content = serde_json::to_vec_pretty(&document).map_err(io::Error::other)?;
         content.push(b'\n');
@@ -259,9 +286,14 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::kek_ref::KekKind;
 
     fn id(name: &str) -> KeyId {
         KeyId::parse(name.to_owned()).unwrap()
+    }
+
+    fn kek(name: &str) -> KekRef {
+        KekRef::new(KekKind::LOCAL, name).unwrap()
     }
 
     #[test]
@@ -271,17 +303,28 @@ mod tests {
         assert_eq!(file.load(), Remembered::default());
         let mut remembered = file.load();
         for name in ["A", "A", "B", "C"] {
-            remembered = remembered.after(&id(name), "00".to_owned());
+            remembered = remembered.after(&id(name), "00".to_owned()).under(&kek(name), 7);
             file.save(&remembered).unwrap();
         }
         let loaded = file.load();
         assert_eq!((loaded.key_id.clone(), loaded.left.clone()), (Some(id("C")), vec![id("A"), id("B")]));
+        assert_eq!(
+            (loaded.under.clone(), loaded.context_digest.as_deref()),
+            (Some(Under { kek: kek("C"), epoch: 7 }), Some("00"))
+        );
         assert_eq!(loaded, remembered);
     }
 
     #[test]
     fn a_damaged_file_is_set_aside_and_nothing_is_lost() {
-        for content in ["", "{", "[]", "{\"version\":2,\"keyId\":\"A\"}", "{\"version\":1,\"keyId\":\"\"}"] {
+        for content in [
+            "",
+            "{",
+            "[]",
+            "{\"version\":2,\"keyId\":\"A\"}",
+            "{\"version\":1,\"keyId\":\"\"}",
+            "{\"version\":1,\"kek\":\"x\"}",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let file = StateFile::new(dir.path());
             durable::write(file.path(), content.as_bytes(), Existing::Replace).unwrap();
@@ -341,6 +384,23 @@ mod tests {
             std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(of_file)).unwrap();
             std::fs::set_permissions(directory, std::fs::Permissions::from_mode(of_directory)).unwrap();
             assert_eq!(file.load().key_id.is_some(), obeyed, "{of_file:o} in {of_directory:o}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_no_error_and_what_cannot_be_a_state_file_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(StateFile::new(dir.path()).peek().unwrap(), Remembered::default());
+        let remembered = Remembered::default().after(&id("A"), "00".to_owned());
+        StateFile::new(dir.path()).save(&remembered).unwrap();
+        assert_eq!(StateFile::new(dir.path()).peek().unwrap(), remembered);
+        // The directory is a file.
+        StateFile::new(&dir.path().join(NAME)).peek().unwrap_err();
+        let mut padded = std::fs::read(dir.path().join(NAME)).unwrap();
+        for (bytes, taken) in [(SIZE_MAX, true), (SIZE_MAX + 1, false)] {
+            padded.resize(usize::try_from(bytes).unwrap(), b' ');
+            durable::write(&dir.path().join(NAME), &padded, Existing::Replace).unwrap();
+            assert_eq!(StateFile::new(dir.path()).peek().is_ok(), taken, "{bytes}");
         }
     }
 }

@@ -248,7 +248,7 @@ impl Supervisor {
                  an entry under `read` has it"
             );
         }
-        let remembered = self.remembered.after(write.key_id(), digest);
+        let remembered = self.remembered.after(write.key_id(), digest).under(&write.version().kek, settings.epoch);
         if remembered != self.remembered {
             self.remembered = remembered;
             // INVARIANT: on disk before it is reported, or the disk stalls and that is said (tested by

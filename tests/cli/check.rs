@@ -239,7 +239,17 @@ async fn check_warns_of_what_serving_would_change() {
     let rotates = "WARNING   kek: the key_id differs from the one that this node reported last: serving will rotate\n";
     assert!(warned.out.contains(rotates) && !warned.out.contains("ready to serve"), "{}", warned.out);
     site.start().await.stop().await;
-    run(&site, &["keyring", "promote", "--file", &keyring, &old]);
+    // The way back is refused, with the way that works.
+    let config = site.write_config().to_str().unwrap().to_owned();
+    let promote = ["keyring", "promote", "--file", &keyring, &old];
+    let hint = "hint: raise `epoch` by one in the configuration of every node, then: kube-kms keyring promote --file ";
+    let cause = "cause: version UUID is older than the current one: plugins that have reported its key_id refuse to go back \
+                 (key-id-retired)\n";
+    run(&site, &promote).failed_with(5, &[cause, hint]);
+    let forced = [&promote[..], &["--epoch-raised"]].concat();
+    let left = "cause: this node has reported the key_id of version UUID and left it: it refuses to go back (key-id-retired)\n";
+    run(&site, &[&forced[..], &["--config", &config]].concat()).failed_with(5, &[left, hint]);
+    run(&site, &forced);
     let warned = check(&site, "json").json();
     assert!(findings(&warned)[0].contains("serve will refuse it"), "{warned}");
 }

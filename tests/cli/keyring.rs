@@ -192,7 +192,11 @@ fn a_file_that_is_not_safe_or_not_a_keyring_is_refused_by_every_operation() {
         refuse(what, 5, part);
     }
     fs::remove_file(site.keyring()).unwrap();
-    refuse("missing", 4, "cause: there is no such file\nhint: make a new keyring with `kube-kms keyring init`");
+    refuse(
+        "missing",
+        4,
+        "cause: there is no such file\nhint: mount or restore the keyring at DIR/keyring.json; only where",
+    );
     fs::create_dir(site.keyring()).unwrap();
     refuse("a directory", 5, "cause: it is not a regular file");
     fs::remove_dir(site.keyring()).unwrap();

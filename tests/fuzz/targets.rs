@@ -180,7 +180,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
         let clock: Arc<dyn kube_kms::core::port::Clock> = Arc::new(MonotonicClock::new());
         let observer: Arc<dyn Observer> = Arc::new(Metrics::new());
         let parts = Parts {
-            keks: keks::connect(&config, &entropy).await.unwrap(),
+            keks: keks::connect(&config, &entropy, None).await.unwrap(),
             settings: config.settings.clone(),
             clock: Arc::clone(&clock),
             entropy,

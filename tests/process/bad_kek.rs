@@ -73,7 +73,7 @@ async fn a_keyring_file_that_is_missing_is_said_and_waited_for() {
     let seen = Seen {
         reason: "kms-unreachable",
         code: Code::Unavailable,
-        log: &["there is no such file", "kube-kms keyring init"],
+        log: &["there is no such file", "mount or restore the keyring at "],
     };
     bad_file(("missing", |path| std::fs::remove_file(path).unwrap(), seen)).await;
 }

@@ -86,7 +86,8 @@ async fn without_the_old_kek_under_read_what_it_sealed_is_refused_with_the_remed
     let (_, old) = sealed(&mut client).await;
     let new = another_keyring(&site);
     let first = site.keyring().display().to_string();
-    site.write_raw_config(&edited(&site, &[(&first, new.to_str().unwrap())]));
+    // A keyring that neither follows the old one nor comes with a new epoch is taken for a mistake (`keyring-replaced`).
+    site.write_raw_config(&format!("{}epoch: 1\n", edited(&site, &[(&first, new.to_str().unwrap())])));
     reload(&running, IN_FORCE).await;
     let refused = client.decrypt(old, uid()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);

@@ -4,6 +4,7 @@
 use super::socket::{Stage, moved, opens, quick, readyz, until_state};
 use super::world::{SECOND, Trouble, World, defaults};
 use crate::support::hand::{on_both_keks, rotate};
+use crate::support::replica::Replica;
 use crate::support::site::{ALIAS, KekKind, Running, Site, sealed, uid};
 use kube_kms::client::apiserver::{FindingCode, Happened};
 use kube_kms::core::fault::Reason;
@@ -64,6 +65,33 @@ async fn item_21_a_disabled_kek_stops_writes_within_three_minutes_and_ten_second
     let running = site.start().await;
     let kms = site.kms();
     revoked_and_back(&site, &running, || kms.disable(ALIAS), || kms.enable(ALIAS)).await;
+}
+
+#[tokio::test]
+async fn a_revoked_kek_is_not_asked_about_what_is_under_it() {
+    let site = quick("");
+    let unknown = Replica::of(&site).sealed(&[7; 32]).await;
+    let running = site.start().await;
+    let known = sealed(&mut running.client().await).await.1;
+    site.kms().disable(ALIAS);
+    until_state(&running, "revoked").await;
+    let mut client = running.client().await;
+    let mut asked_for = Vec::new();
+    for value in [&known, &unknown, &unknown] {
+        asked_for.push(uid());
+        let refused = client.decrypt(value.clone(), asked_for.last().unwrap().clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        assert!(refused.message().contains(Reason::KekDisabled.label()), "{refused:?}");
+    }
+    // The uid of a request is in the user agent of what the KMS is asked because of it.
+    let agents: Vec<_> = site.kms().requests().into_iter().filter_map(|call| call.user_agent).collect();
+    assert!(!asked_for.iter().any(|uid| agents.iter().any(|agent| agent.contains(uid))), "{agents:#?}");
+    site.kms().enable(ALIAS);
+    running.until_ok().await;
+    asked_for.push(uid());
+    client.decrypt(unknown, asked_for[3].clone()).await.unwrap();
+    let agents: Vec<_> = site.kms().requests().into_iter().filter_map(|call| call.user_agent).collect();
+    assert!(agents.iter().any(|agent| agent.contains(&asked_for[3])), "the judge can see one: {agents:#?}");
 }
 
 #[tokio::test]

@@ -60,9 +60,9 @@ pub fn versions(site: &Site) -> Vec<String> {
     listing["versions"].as_array().unwrap().iter().map(|v| v["version"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Makes that version of the keyring the one that wraps.
+/// Makes that version of the keyring the one that wraps, also an older one, as somebody who insists.
 pub fn promote(site: &Site, version: &str) {
-    keyring_command(site, &["promote", "--file", site.keyring().to_str().unwrap(), version]);
+    keyring_command(site, &["promote", "--file", site.keyring().to_str().unwrap(), version, "--epoch-raised"]);
 }
 
 fn keyring_command(site: &Site, arguments: &[&str]) -> String {

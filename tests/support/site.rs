@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::Status;
 
-/// The binary that this test run built.
+/// The binary that this test run built. [`Site::process`] runs the one that `KUBE_KMS_BINARY` names in its place, the release
+/// binary say (`make memory-scan`).
 pub const BINARY: &str = env!("CARGO_BIN_EXE_kube-kms");
 /// How long anything is waited for before the test fails with the process's log.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -187,7 +188,8 @@ impl Site {
 
     /// A command with the environment of this site: static credentials for the fake KMS, no metadata service.
     pub fn process(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+        let named = std::env::var("KUBE_KMS_BINARY").ok().filter(|_| program == BINARY);
+        let mut command = Command::new(named.as_deref().unwrap_or(program));
         command
             .args(arguments)
             .current_dir(self.dir())

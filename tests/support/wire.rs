@@ -300,6 +300,11 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// The HTTP status alone, which is 200 whatever gRPC says.
+    pub async fn http_status(self) -> Result<u16, h2::Error> {
+        Ok(self.response.await?.status().as_u16())
+    }
+
     pub async fn answer(self) -> Result<Answer, h2::Error> {
         let (parts, mut stream) = self.response.await?.into_parts();
         assert_eq!(parts.status, 200);

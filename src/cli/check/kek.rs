@@ -35,7 +35,8 @@ pub(super) struct Tried {
 
 pub(super) async fn try_all(config: &Config) -> Result<Tried, Failure> {
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-    let keks = keks::connect(config, &entropy).await.map_err(|error| {
+    let before = StateFile::new(&config.state_dir).peek().ok().and_then(|remembered| remembered.under);
+    let keks = keks::connect(config, &entropy, before.as_ref()).await.map_err(|error| {
         let mut failure = match &error {
             StartError::Kek { fault, .. } => Failure::of_fault(error.to_string(), fault),
             _ => Failure::new(Exit::Configuration, error.to_string()),
@@ -82,7 +83,7 @@ async fn explained(failure: Failure, fault: &Fault, kek: &dyn Kek, call: &KekCal
 fn advice(fault: &Fault) -> &'static str {
     use crate::core::fault::Reason::{
         CredentialsRejected, KekDisabled, KekFileRefused, KekGone, KekPendingDeletion, KeyStateUnknown,
-        KeyStoreUnavailable, KmsAnswerUnusable, KmsThrottled, PolicyDenied,
+        KeyStoreUnavailable, KeyringReplaced, KmsAnswerUnusable, KmsThrottled, PolicyDenied,
     };
     match fault.reason() {
         PolicyDenied => "for AWS the role needs kms:Encrypt and kms:Decrypt on the key, by IAM policy or key policy",
@@ -90,7 +91,7 @@ fn advice(fault: &Fault) -> &'static str {
         KekDisabled => "enable the key, or configure another one",
         KekPendingDeletion => "cancel the deletion now: when it happens, everything under this key is lost for good",
         KekGone => "see whether the key, alias, region and account are the ones you mean",
-        KekFileRefused => "the cause says what to do with the keyring file",
+        KekFileRefused | KeyringReplaced => "the cause says what to do with the keyring file",
         KeyStoreUnavailable => {
             "the cause has the words of AWS; see the key store, its proxy and its key manager, or ask their owner"
         }

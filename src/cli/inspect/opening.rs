@@ -131,7 +131,7 @@ async fn with_plugin(text: &str, object: &KmsV2<'_>, timeout: Duration) -> Resul
 async fn with_config(path: &std::path::Path, object: &KmsV2<'_>, timeout: Duration) -> Result<Seed, Failure> {
     let config = config::load(path).map_err(|problems| configuration_failure(&problems))?;
     let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-    let keks = keks::connect(&config, &entropy).await.map_err(|error| {
+    let keks = keks::connect(&config, &entropy, None).await.map_err(|error| {
         Failure::new(Exit::Configuration, "the KEKs cannot be set up").because(&error).hint(CONFIGURATION_HINT)
     })?;
     match open(&keks, object, timeout).await {

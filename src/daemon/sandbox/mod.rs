@@ -62,7 +62,7 @@ impl Sandbox {
             Ok(HardeningStep { name, outcome })
         };
         let landlock = apply("landlock", config.harden.landlock, &|| files::confine(&need))?;
-        let seccomp = apply("seccomp", config.harden.seccomp, &syscall::confine)?;
+        let seccomp = apply("seccomp", config.harden.seccomp, &|| syscall::confine(syscall::loads_modules(&need)))?;
         let files_are_confined = config.harden.landlock != Enforce::None && landlock.holds();
         Ok((Self { need, files_are_confined }, vec![landlock, seccomp]))
     }

@@ -1,10 +1,12 @@
 //! System calls, by seccomp: a list of what serving calls, and EPERM for everything else.
 //!
-//! Guarantees: no program is started, no other process is looked at, nothing is mounted or loaded, no namespace is entered, no
-//! memory becomes executable that was writable. The list is what the standard library, the runtime, TLS and the C libraries
+//! Guarantees: no program is started, no other process is looked at, nothing is mounted or loaded, no namespace is entered, and
+//! no memory becomes executable; only a glibc that is linked dynamically may still map files as code (see [`loads_modules`]),
+//! and never what is writable, shared or without a file. The list is what the standard library, the runtime, TLS and the C libraries
 //! (glibc and musl) use for files, sockets, time, threads and memory, and not only what one run has shown. Calls that are
 //! allowed whatever their arguments cost nothing: the kernel (5.11) keeps a bitmap of them. SPEC: seccomp(2), syscalls(2).
 
+use super::need::Need;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
@@ -16,14 +18,20 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 const EPERM: u32 = libc::EPERM.unsigned_abs();
 const ENOSYS: u32 = libc::ENOSYS.unsigned_abs();
 
+/// Whether the C library maps code after the start: glibc loads the modules of nsswitch.conf at the first lookup of a name that
+/// needs them. To make it load them earlier would take a lookup that asks the network, before there is a socket.
+pub(super) fn loads_modules(need: &Need) -> bool {
+    cfg!(all(target_env = "gnu", not(target_feature = "crt-static"))) && !need.connect.is_empty()
+}
+
 /// Applies the filters to every thread of the process.
-pub(super) fn confine() -> io::Result<String> {
+pub(super) fn confine(loads_modules: bool) -> io::Result<String> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let compile = |rules: Rules, otherwise, then| -> io::Result<BpfProgram> {
         let filter = SeccompFilter::new(rules, otherwise, then, arch).map_err(io::Error::other)?;
         BpfProgram::try_from(filter).map_err(io::Error::other)
     };
-    let allowed = allowed().map_err(io::Error::other)?;
+    let allowed = allowed(loads_modules).map_err(io::Error::other)?;
     let count = allowed.len();
     let allow = compile(allowed, SeccompAction::Errno(EPERM), SeccompAction::Allow)?;
     let absent = compile(absent(), SeccompAction::Allow, SeccompAction::Errno(ENOSYS))?;
@@ -38,7 +46,7 @@ fn absent() -> Rules {
     [(libc::SYS_clone3, Vec::new())].into()
 }
 
-pub(super) fn allowed() -> Result<Rules, seccompiler::BackendError> {
+pub(super) fn allowed(loads_modules: bool) -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = ANY_ARGUMENTS.iter().map(|call| (*call, Vec::new())).collect();
     rules.extend(OLD_NAMES.iter().map(|call| (*call, Vec::new())));
     let one_of = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
@@ -51,9 +59,14 @@ pub(super) fn allowed() -> Result<Rules, seccompiler::BackendError> {
     // SECURITY: threads only, and none in namespaces of its own.
     let threads = rule(&[(0, SeccompCmpOp::MaskedEq(thread | namespaces), thread)])?;
     rules.insert(libc::SYS_clone, vec![threads]);
-    // SECURITY: what was writable is never run. The C library maps its modules with `execute` alone.
-    let not_both = [write, execute].map(|bit| rule(&[(2, SeccompCmpOp::MaskedEq(bit), 0)]));
-    rules.insert(libc::SYS_mmap, not_both.into_iter().collect::<Result<_, _>>()?);
+    // SECURITY: what was written is not run, neither from memory nor from a file that was written just before.
+    let mut map = vec![rule(&[(2, SeccompCmpOp::MaskedEq(execute), 0)])?];
+    if loads_modules {
+        let [of_a_file, private] = [libc::MAP_TYPE | libc::MAP_ANONYMOUS, libc::MAP_PRIVATE].map(bits);
+        let module = [(2, SeccompCmpOp::MaskedEq(write), 0), (3, SeccompCmpOp::MaskedEq(of_a_file), private)];
+        map.push(rule(&module)?);
+    }
+    rules.insert(libc::SYS_mmap, map);
     rules.insert(libc::SYS_mprotect, vec![rule(&[(2, SeccompCmpOp::MaskedEq(execute), 0)])?]);
     rules.insert(libc::SYS_socket, one_of(0, &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6].map(bits))?);
     // PR_SET_VMA names memory; allocators try it.

@@ -6,6 +6,7 @@ use super::file::FileProblem;
 use super::json::ContentProblem;
 use super::keyring::ChangeProblem;
 use crate::core::fault::{Fault, Reason};
+use crate::core::kek_ref::KekRef;
 use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,14 @@ pub enum Problem {
     /// The keyring is fine, and the change that was asked for is refused.
     #[error(transparent)]
     Change(#[from] ChangeProblem),
+    /// It is a keyring, and not the one that it was.
+    #[error("it holds keyring {found}, and what this node has written is under keyring {known}")]
+    Replaced {
+        /// The one that was there before.
+        known: KekRef,
+        /// The one that is there now.
+        found: KekRef,
+    },
 }
 
 /// A problem, and the file that has it.
@@ -29,11 +38,18 @@ pub enum Problem {
 pub struct KeyringError {
     path: PathBuf,
     problem: Problem,
+    /// The keyring that should be there.
+    known: Option<KekRef>,
 }
 
 impl KeyringError {
     pub(super) fn new(path: &Path, problem: impl Into<Problem>) -> Self {
-        Self { path: path.to_owned(), problem: problem.into() }
+        Self { path: path.to_owned(), problem: problem.into(), known: None }
+    }
+
+    /// The same, where it is known which keyring should be there.
+    pub(super) fn knowing(self, known: Option<&KekRef>) -> Self {
+        Self { known: known.cloned(), ..self }
     }
 
     /// The keyring file.
@@ -51,10 +67,13 @@ impl KeyringError {
     /// What to do about it, for a person.
     #[must_use]
     pub fn hint(&self) -> String {
-        match &self.problem {
-            Problem::File(problem) => problem.hint(&self.path),
-            Problem::Content(problem) => problem.hint(&self.path),
-            Problem::Change(problem) => problem.hint(&self.path),
+        match (&self.problem, &self.known) {
+            (Problem::Replaced { known, .. }, _) | (Problem::File(FileProblem::Missing), Some(known)) => {
+                restore(known, &self.path)
+            }
+            (Problem::File(problem), _) => problem.hint(&self.path),
+            (Problem::Content(problem), _) => problem.hint(&self.path),
+            (Problem::Change(problem), _) => problem.hint(&self.path),
         }
     }
 
@@ -63,7 +82,7 @@ impl KeyringError {
     pub fn exit_status(&self) -> u8 {
         match &self.problem {
             Problem::Change(problem) => problem.exit_status(),
-            Problem::File(_) | Problem::Content(_) => self.reason().class().exit_status(),
+            Problem::File(_) | Problem::Content(_) | Problem::Replaced { .. } => self.reason().class().exit_status(),
         }
     }
 
@@ -73,6 +92,7 @@ impl KeyringError {
         match &self.problem {
             Problem::File(FileProblem::Missing | FileProblem::Io { .. }) => Reason::KmsUnreachable,
             Problem::File(_) | Problem::Content(_) => Reason::KekFileRefused,
+            Problem::Replaced { .. } => Reason::KeyringReplaced,
             // Reading a keyring changes nothing, so the provider never meets one of these.
             Problem::Change(_) => Reason::Invariant,
         }
@@ -83,6 +103,16 @@ impl KeyringError {
         let cause = self.source().map_or_else(String::new, |source| format!(": {source}"));
         Fault::caused_by(self.reason(), format!("{self}{cause}; {}", self.hint()))
     }
+}
+
+/// What to do where that keyring should be and is not. SECURITY: never a new one in its place: what is in etcd would be lost.
+#[must_use]
+pub fn restore(known: &KekRef, path: &Path) -> String {
+    format!(
+        "restore the backup of keyring {known} at {}; for a new keyring that is meant, or where every copy is lost, see \
+         docs/rotation.md, \"A new keyring\"",
+        path.display()
+    )
 }
 
 impl fmt::Display for KeyringError {

@@ -66,7 +66,10 @@ impl FileProblem {
         let path = path.display();
         match self {
             Self::Missing => {
-                format!("make a new keyring with `kube-kms keyring init`, or mount or restore the old one at {path}")
+                format!(
+                    "mount or restore the keyring at {path}; only where there has never been one: \
+                     kube-kms keyring init --file {path}"
+                )
             }
             Self::Io { .. } => {
                 format!("look at the disk and at the permissions of {path} and of the directories above it")

@@ -103,7 +103,7 @@ impl ChangeProblem {
             Self::IsCurrent(_) => "promote another version first; `kube-kms keyring add` makes one".to_owned(),
             Self::NotRetired(_) => "to make it current, use `kube-kms keyring promote`".to_owned(),
             Self::Full => {
-                "make a new keyring with `kube-kms keyring init` and keep this one under `read` in the configuration"
+                "make a new keyring at another path with `kube-kms keyring init` and keep this one under `read` in the configuration"
                     .to_owned()
             }
             Self::Clock => "set the system's clock, then try again".to_owned(),

@@ -21,7 +21,7 @@ mod keyring;
 pub mod operation;
 mod provider;
 
-pub use error::{KeyringError, Problem};
+pub use error::{KeyringError, Problem, restore};
 pub use file::FileProblem;
 pub use json::ContentProblem;
 pub use keyring::{ChangeProblem, State};

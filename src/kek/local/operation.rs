@@ -35,6 +35,17 @@ pub struct Promoted {
     pub to: Uuid,
 }
 
+/// A promotion that has not been made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// Would wrap.
+    pub to: Uuid,
+    /// The key_id that plugins would report.
+    pub key_id: KeyId,
+    /// The version was made before the one that is current: it may have been current itself.
+    pub goes_back: bool,
+}
+
 /// What is public of a keyring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
@@ -112,7 +123,7 @@ pub fn add(path: &Path, now: SystemTime, entropy: &dyn Entropy) -> Result<Uuid, 
 /// Makes a version the one that wraps; the one before still unwraps. `version` is its uuid or the first hex digits of it.
 ///
 /// Going back to a version that was current before needs a new `epoch` in the configuration: a plugin never reports a
-/// key_id again that it has left.
+/// key_id again that it has left. [`foresee`] tells.
 ///
 /// # Errors
 /// As [`list`]; refused when it is retired or current already or another process is changing the keyring; usage when
@@ -123,6 +134,22 @@ pub fn promote(path: &Path, version: &str) -> Result<Promoted, KeyringError> {
         keyring.promote(to)?;
         Ok(Promoted { from, to })
     })
+}
+
+/// What [`promote`] would do; changes nothing. `key_id` as it would be under this `epoch`.
+///
+/// # Errors
+/// As [`promote`].
+pub fn foresee(path: &Path, version: &str, epoch: u64) -> Result<Promotion, KeyringError> {
+    let at = |problem: Problem| KeyringError::new(path, problem);
+    let mut keyring = read(path)?;
+    let to = keyring.resolve(version).map_err(|p| at(p.into()))?;
+    let place = |id| keyring.versions().iter().position(|version| version.id == id);
+    let goes_back = place(to) < place(keyring.current_id());
+    keyring.promote(to).map_err(|p| at(p.into()))?;
+    let invalid = |_| at(ContentProblem::IdInvalid("id").into());
+    let key_id = KeyId::derive(&keyring.kek_version(to).map_err(invalid)?, epoch);
+    Ok(Promotion { to, key_id, goes_back })
 }
 
 /// Stops a version from unwrapping: with `kek-disabled` from now on, although its material is kept.
@@ -279,6 +306,24 @@ mod tests {
     }
 
     #[test]
+    fn a_promotion_is_foreseen_with_its_key_id_and_changes_nothing() {
+        let (_dir, path) = file_with(&known_file());
+        let new = add(&path, moment(5), &OsEntropy).unwrap().to_string();
+        let before = std::fs::read(&path).unwrap();
+        let key_id = |path: &Path, nth: usize| list(path, 7).unwrap().versions[nth].key_id.clone();
+        let foreseen = foresee(&path, &new, 7).unwrap();
+        assert_eq!((foreseen.to.to_string(), foreseen.goes_back), (new.clone(), false));
+        assert_eq!((foreseen.key_id, std::fs::read(&path).unwrap()), (key_id(&path, 2), before));
+        // What `promote` would refuse is refused.
+        assert!(matches!(change_problem(&foresee(&path, VERSION, 7).unwrap_err()), ChangeProblem::AlreadyCurrent(_)));
+        promote(&path, &new).unwrap();
+        for (nth, version) in [VERSION, OTHER].into_iter().enumerate() {
+            let foreseen = foresee(&path, version, 7).unwrap();
+            assert_eq!((foreseen.goes_back, foreseen.key_id), (true, key_id(&path, nth)));
+        }
+    }
+
+    #[test]
     fn a_prefix_names_exactly_one_version() {
         let (_dir, path) = file_with(&known_file());
         for good in [OTHER, &OTHER[..5], "2F2B0", "2f2b0000-00", &OTHER.replace('-', "")] {
@@ -380,6 +425,13 @@ mod tests {
             assert!(error.hint().contains("chmod 600"));
         }
         set_mode(&path, 0o600);
+        put(&path, r#"{"format":"x","version":1}"#);
+        assert!(list(&path, 0).unwrap_err().hint().contains("belongs to something else"));
+        let error = list(&dir.path().join("x".repeat(300)), 0).unwrap_err();
+        assert!(
+            std::error::Error::source(&error).is_some() && error.to_fault().causes().contains("too long"),
+            "{error:?}"
+        );
         put(&path, "canary");
         let error = promote(&path, VERSION).unwrap_err();
         assert_eq!((error.reason(), error.exit_status()), (Reason::KekFileRefused, 5));

@@ -1,8 +1,10 @@
 //! [`LocalKek`]: the keyring file behind the port of the core.
 //!
 //! Guarantees: the file is read anew for every call, off the runtime's threads, within the call's time; at most
-//! `READS_AT_ONCE` threads ever wait for a disk that hangs. Refuses to know: how the file is made and changed.
+//! `READS_AT_ONCE` threads ever wait for a disk that hangs. It is one keyring for good, the one that it was told of or read
+//! first: another one in its file is refused. Refuses to know: how the file is made and changed.
 
+use super::error::{KeyringError, Problem};
 use super::keyring::Keyring;
 use super::{blob, operation};
 use crate::core::annotation::WrappedDek;
@@ -11,10 +13,9 @@ use crate::core::dek::DekBytes;
 use crate::core::fault::{Fault, Reason};
 use crate::core::kek_ref::{KekKind, KekRef};
 use crate::core::port::{Entropy, Kek, KekCall, KekFuture, Unwrapped, Wrapped};
-use arc_swap::ArcSwapOption;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::Semaphore;
 
 /// Reads of the file at the same time. They take less than a millisecond, unless the disk hangs.
@@ -25,8 +26,8 @@ pub struct LocalKek {
     path: PathBuf,
     entropy: Arc<dyn Entropy>,
     reads: Arc<Semaphore>,
-    /// The KEK that the file had when it was last read.
-    last_seen: ArcSwapOption<KekRef>,
+    /// The keyring that this is.
+    known: OnceLock<KekRef>,
 }
 
 impl LocalKek {
@@ -34,23 +35,39 @@ impl LocalKek {
     /// no error here: each call says so until it can.
     #[must_use]
     pub fn new(path: PathBuf, entropy: Arc<dyn Entropy>) -> Self {
-        let kek =
-            Self { path, entropy, reads: Arc::new(Semaphore::new(READS_AT_ONCE)), last_seen: ArcSwapOption::empty() };
-        if let Ok(keyring) = operation::read(&kek.path) {
-            kek.remember(&keyring);
+        let known = OnceLock::new();
+        if let Some(seen) = operation::read(&path).ok().and_then(|keyring| keyring.kek().ok()) {
+            known.get_or_init(|| seen);
         }
-        kek
+        Self { path, entropy, reads: Arc::new(Semaphore::new(READS_AT_ONCE)), known }
     }
 
-    fn remember(&self, keyring: &Keyring) {
-        if let Ok(seen) = keyring.kek() {
-            self.last_seen.store(Some(Arc::new(seen)));
+    /// That keyring and no other, whatever the file holds now.
+    #[must_use]
+    pub fn expecting(self, kek: KekRef) -> Self {
+        Self { known: OnceLock::from(kek), ..self }
+    }
+
+    /// Which keyring it is, once that is known.
+    #[must_use]
+    pub fn known(&self) -> Option<&KekRef> {
+        self.known.get()
+    }
+
+    /// SECURITY: a keyring of another uuid is not a rotation. Taken for one, values would be sealed under a key that no other
+    /// node and no backup has, and the data keys of the old one would be gone with this process.
+    fn same(&self, keyring: Keyring) -> Result<Keyring, Fault> {
+        let found = keyring.kek()?;
+        let known = self.known.get_or_init(|| found.clone());
+        if *known == found {
+            return Ok(keyring);
         }
+        Err(KeyringError::new(&self.path, Problem::Replaced { known: known.clone(), found }).to_fault())
     }
 
     /// The keyring as it is in the file now.
     async fn read(&self, call: &KekCall) -> Result<Keyring, Fault> {
-        let path = self.path.clone();
+        let (path, known) = (self.path.clone(), self.known().cloned());
         let reads = Arc::clone(&self.reads);
         let reading = async move {
             // The permit goes with the thread, not with the caller: who gives up does not make room for one more thread
@@ -58,7 +75,7 @@ impl LocalKek {
             let permit = reads.acquire_owned().await.map_err(|_| Fault::new(Reason::Invariant))?;
             let task = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                operation::read(&path).map_err(|error| error.to_fault())
+                operation::read(&path).map_err(|error| error.knowing(known.as_ref()).to_fault())
             });
             task.await.unwrap_or_else(|error| {
                 Err(if error.is_cancelled() { Reason::ShuttingDown } else { Reason::Invariant }.into())
@@ -67,8 +84,7 @@ impl LocalKek {
         let keyring = tokio::time::timeout(call.timeout, reading).await.map_err(|_| {
             Fault::caused_by(Reason::Deadline, format!("keyring {}: the disk has not answered", self.path.display()))
         })??;
-        self.remember(&keyring);
-        Ok(keyring)
+        self.same(keyring)
     }
 }
 
@@ -78,7 +94,7 @@ impl Kek for LocalKek {
     }
 
     fn may_unwrap(&self, kek: &KekRef) -> bool {
-        kek.kind() == KekKind::LOCAL.as_str() && self.last_seen.load().as_ref().is_none_or(|seen| **seen == *kek)
+        kek.kind() == KekKind::LOCAL.as_str() && self.known().is_none_or(|known| known == kek)
     }
 
     fn wrap_dek<'a>(
@@ -150,7 +166,7 @@ mod tests {
         assert_eq!(back.version.version, VERSION);
         let again = kek.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
         assert_ne!(again.dek, wrapped.dek, "a nonce was used twice");
-        assert_eq!(kek.kind(), KekKind::LOCAL);
+        assert_eq!((kek.kind(), kek.deletion_date()), (KekKind::LOCAL, None));
     }
 
     #[tokio::test]
@@ -222,6 +238,35 @@ mod tests {
         assert!(kek.may_unwrap(&own) && !kek.may_unwrap(&other));
         let fault = kek.unwrap_dek(&other, &wrapped.dek, &context("prod"), &call()).await.unwrap_err();
         assert_eq!(fault.reason(), Reason::WrappedDekRejected);
+    }
+
+    #[tokio::test]
+    async fn another_keyring_in_its_file_is_refused_and_its_own_is_taken_again() {
+        let (dir, path) = file_with(&known_file());
+        let own = named(&format!("local:{KEYRING}"));
+        let learned = kek_at(&path);
+        let wrapped = learned.wrap_dek(&dek(), &context("prod"), &call()).await.unwrap();
+        let told = kek_at(&dir.path().join("later.json")).expecting(own.clone());
+        let told = LocalKek { path: path.clone(), ..told };
+        std::fs::rename(&path, dir.path().join("backup.json")).unwrap();
+        for kek in [&learned, &told] {
+            let fault = fault_of(kek, &wrapped).await;
+            assert_eq!(fault.reason(), Reason::KmsUnreachable);
+            assert!(fault.causes().contains(&format!("restore the backup of keyring {own} at ")), "{}", fault.causes());
+        }
+        let other = operation::init(&path, std::time::SystemTime::UNIX_EPOCH, &OsEntropy).unwrap();
+        for kek in [&learned, &told] {
+            let fault = fault_of(kek, &wrapped).await;
+            assert_eq!((fault.reason(), fault.class()), (Reason::KeyringReplaced, Class::KekUnknown));
+            for part in [KEYRING, &other.keyring.to_string(), "restore the backup"] {
+                assert!(fault.causes().contains(part), "{}", fault.causes());
+            }
+            assert!(kek.known() == Some(&own) && kek.may_unwrap(&own), "it stays what it was");
+        }
+        std::fs::rename(dir.path().join("backup.json"), &path).unwrap();
+        for kek in [&learned, &told] {
+            kek.unwrap_dek(&own, &wrapped.dek, &context("prod"), &call()).await.unwrap();
+        }
     }
 
     #[test]
