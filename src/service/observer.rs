@@ -133,6 +133,7 @@ impl Observer for Unobserved {
 
 #[cfg(test)]
 mod tests {
+    use super::KeyringEvent::{Evicted, Hit, Joined, Miss, RefusedAgain, ServedExpired, Wiped};
     use super::*;
 
     #[test]
@@ -143,7 +144,6 @@ mod tests {
         let operations = [KekOperation::Wrap, KekOperation::Unwrap];
         assert_eq!(operations.map(KekOperation::label), ["wrap", "unwrap"]);
         assert_eq!(operations.map(KekOperation::span), ["kek.wrap", "kek.unwrap"]);
-        use KeyringEvent::{Evicted, Hit, Joined, Miss, RefusedAgain, ServedExpired, Wiped};
         assert_eq!(
             [Hit, Miss, Joined, ServedExpired, Evicted, Wiped, RefusedAgain].map(KeyringEvent::label),
             ["hit", "miss", "joined", "served-expired", "evicted", "wiped", "refused-again"]
