@@ -323,7 +323,7 @@ mod tests {
             confirmations: 2,
         };
         let (reach, an_hour) = (Reach::default(), policy(OnDenied::CoastFor(Duration::from_secs(3600))));
-        let for_good = |second| reach.is_denied_for_good(&kek("k"), &an_hour, at(second * 1000));
+        let for_good = |second: u64| reach.is_denied_for_good(&kek("k"), &an_hour, at(second * 1000));
         reach.note(&kek("k"), Word::Denied, at(0));
         reach.note(&kek("k"), Word::Denied, at(3000000));
         assert!(!for_good(3599) && for_good(3600));
