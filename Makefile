@@ -3,6 +3,7 @@
 CARGO ?= cargo
 RUN_DIR := $(CURDIR)/.kube-kms
 KUBE_KMS := $(CURDIR)/target/debug/kube-kms
+KMSCTL := $(CURDIR)/target/debug/kmsctl
 
 .DEFAULT_GOAL := help
 # The name that `kube-kms manifests` takes by itself.
@@ -12,7 +13,7 @@ IMAGE ?= localhost/kube-kms:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.to
 CARGO_DENY := 0.20.2
 CARGO_FUZZ := 0.13.2
 
-.PHONY: help run build order image test test-all e2e lint docs fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak memory-scan deny advisories msrv drill \
+.PHONY: help run build image test test-all e2e lint docs fmt bench bench-gate fleet counts bench-rpc bench-growth fuzz soak memory-scan deny advisories msrv drill \
   presubmit release-ready clean
 
 help: ## Say what there is
@@ -22,7 +23,7 @@ run: $(KUBE_KMS) $(RUN_DIR)/config.yaml $(RUN_DIR)/keyring.json ## Serve on the 
 	@$(KUBE_KMS) serve --config $(RUN_DIR)/config.yaml --print-setup
 
 $(KUBE_KMS): FORCE
-	@$(CARGO) build --locked
+	@$(CARGO) build --locked --package kube-kms --package kmsctl
 
 $(RUN_DIR)/config.yaml: deploy/config/quickstart.yaml
 	@mkdir -p -m 0700 $(RUN_DIR)
@@ -32,13 +33,10 @@ $(RUN_DIR)/config.yaml: deploy/config/quickstart.yaml
 $(RUN_DIR)/keyring.json: | $(KUBE_KMS)
 	@$(KUBE_KMS) keyring init --file $@
 
-build: ## Build the release binary
-	$(CARGO) build --locked --release
-
-# Names in the binary change with its code; what is not found any more is only not laid out. The size of `bench-growth` shows when it is time.
-order: build ## Find out anew what serving calls, for the layout of the release binary: then build again (installs valgrind when it is not there)
-	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
-	PYTHONDONTWRITEBYTECODE=1 python3 benches/order.py target/release/kube-kms
+# One after the other: what only kmsctl needs of a crate is not built into the daemon.
+build: ## Build the release binaries
+	$(CARGO) build --locked --release --package kube-kms
+	$(CARGO) build --locked --release --package kmsctl
 
 image: ## Build the container image, static and reproducible; needs docker (with buildx) or podman
 	@export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \
@@ -66,8 +64,7 @@ e2e: $(KUBE_KMS) ## Run under the kube-apiserver and etcd that are in the folder
 lint: ## Format check and lints, warnings denied, with and without providers
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
-	$(CARGO) clippy --locked --features bench-servers --bins -- -D warnings
+	$(CARGO) clippy --locked --package kube-kms --package kmsctl --no-default-features --lib --bins -- -D warnings
 	@if command -v go > /dev/null; then cd tests/apiserver && test -z "$$(gofmt -l . | tee /dev/stderr)" && export CGO_ENABLED=0 && (cd driver && go vet . && \
 	  go vet -modfile=old.mod .) && cd extension && go vet .; else echo "no Go: tests/apiserver is not linted"; fi
 	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && test -z "$$(gofmt -l . | tee /dev/stderr)" && CGO_ENABLED=0 go vet .; fi
@@ -79,32 +76,32 @@ fmt: ## Format
 	$(CARGO) fmt --all
 
 bench: ## Benchmark the hot path without gRPC, against the floors of this machine
-	$(CARGO) bench --locked --bench hot_path
+	$(CARGO) bench --locked --package kube-kms --bench hot_path
 
 bench-gate: ## Hold the budgets of the hot path, as multiples of the floors measured in the same run (half a minute after the build)
 	@rm -rf target/criterion
-	$(CARGO) bench --locked --bench hot_path -- --warm-up-time 0.5 --measurement-time 2 '^(floor|cipher)/.* (32|12) B$$|^use case/'
+	$(CARGO) bench --locked --package kube-kms --bench hot_path -- --warm-up-time 0.5 --measurement-time 2 '^(floor|cipher)/.* (32|12) B$$|^use case/'
 	python3 benches/gate.py
 
 fleet: ## Simulate 10,000 clusters behind one KMS account: what docs/scale.md quotes
-	@$(CARGO) bench --locked --profile dev --bench fleet
+	@$(CARGO) bench --locked --package kube-kms --profile dev --bench fleet
 
 counts: build ## Count instructions, allocations and writes per request; BLESS=1 records them (installs valgrind when it is not there)
 	@command -v valgrind > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends valgrind; }
 	PYTHONDONTWRITEBYTECODE=1 python3 benches/counts.py target/release/kube-kms $(if $(BLESS),--bless)
 
 bench-rpc: ## Encrypt over the socket, beside bare tonic and grpc-go (12 minutes; QUICK=1: 2)
-	$(CARGO) build --locked --release --bin kube-kms
-	$(CARGO) build --locked --release --features bench-servers --bin bench-rpc
+	$(CARGO) build --locked --release --package kube-kms
+	$(CARGO) build --locked --release --package kube-kms-bench-rpc --bin bench-rpc
 	@if command -v go > /dev/null; then cd benches/rpc/grpc-go && CGO_ENABLED=0 go build -o $(CURDIR)/target/bench-grpc-go .; \
 	  else echo "no Go: nothing is compared with grpc-go"; rm -f target/bench-grpc-go; fi
 	target/release/bench-rpc $(if $(QUICK),--quick) $$(test -x target/bench-grpc-go && echo --grpc-go target/bench-grpc-go)
 
 bench-growth: ## Cold start, restart burst, memory and cost as requests and DEKs grow (QUICK=1: shorter; ONLY=start|requests|deks|bursts|day; SIZES=1: size by features)
-	$(CARGO) build --locked --release --bin kube-kms
-	$(if $(filter bursts,$(or $(ONLY),bursts)),$(CARGO) build --locked --release --features bench-servers --bin bench-pass-through)
-	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --bin kube-kms --target-dir target/minimal)
-	$(CARGO) bench --locked --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
+	$(CARGO) build --locked --release --package kube-kms
+	$(if $(filter bursts,$(or $(ONLY),bursts)),$(CARGO) build --locked --release --package kube-kms-bench-rpc --bin bench-pass-through)
+	$(if $(SIZES),$(CARGO) build --locked --release --no-default-features --package kube-kms --target-dir target/minimal)
+	$(CARGO) bench --locked --package kube-kms --profile dev --bench growth -- $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(SIZES),--minimal target/minimal/release/kube-kms)
 
 fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a nightly compiler (installs cargo-fuzz when it is not there)
 	@command -v cargo-fuzz > /dev/null || $(CARGO) install --locked --version $(CARGO_FUZZ) cargo-fuzz
@@ -114,15 +111,15 @@ fuzz: ## Fuzz every decoder and the front door, SECONDS (60) each; needs a night
 # The plugin as it is released; the program that makes its life hard, without the minutes that its optimizing takes.
 soak: ## Ten minutes of bad weather, kill -9 and rotations on the release binary (MINUTES=, SEED=, BINARY=debug|path)
 ifeq ($(BINARY),)
-	$(CARGO) build --locked --release --bin kube-kms
+	$(CARGO) build --locked --release --package kube-kms
 endif
-	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(or $(BINARY),target/release/kube-kms) $(CARGO) bench --locked --profile dev --bench soak
+	MINUTES=$(or $(MINUTES),10) SEED=$(SEED) BINARY=$(if $(filter-out debug,$(BINARY)),$(abspath $(BINARY)),$(or $(BINARY),$(CURDIR)/target/release/kube-kms)) $(CARGO) bench --locked --package kube-kms --profile dev --bench soak
 
 memory-scan: ## Read the memory of the live release binary for DEKs after a revocation (BINARY=path for another build; needs root)
 ifeq ($(BINARY),)
-	$(CARGO) build --locked --release --bin kube-kms
+	$(CARGO) build --locked --release --package kube-kms
 endif
-	KUBE_KMS_BINARY=$(abspath $(or $(BINARY),target/release/kube-kms)) $(CARGO) test --locked --test suite -- fault::wiped:: --nocapture
+	KUBE_KMS_BINARY=$(abspath $(or $(BINARY),target/release/kube-kms)) $(CARGO) test --locked --package kube-kms --test suite -- fault::wiped:: --nocapture
 
 deny: ## Licences, bans and sources of all dependencies (installs cargo-deny when it is not there)
 	@command -v cargo-deny > /dev/null || $(CARGO) install --locked --version $(CARGO_DENY) cargo-deny
@@ -138,7 +135,7 @@ msrv: ## Build with the oldest compiler that is promised (rustup installs it)
 	CARGO_TARGET_DIR=target/msrv rustup run "$$version" cargo check --locked --workspace --all-targets
 
 drill: $(KUBE_KMS) ## Rehearse a key rotation in a sandbox, on the `local` KEK, and test every claim of it (about a minute)
-	@$(KUBE_KMS) drill rehearse
+	@$(KMSCTL) drill rehearse
 
 release-ready: ## Whether this tree may be released: no placeholder; with TAG= also version, changelog and signature
 	@.ci/release-ready $(TAG)

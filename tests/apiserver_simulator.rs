@@ -5,12 +5,12 @@
 
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::site::Site;
-use kube_kms::api::stored;
-use kube_kms::client::apiserver::{ApiServer, FindingCode, HandClock, Rewrite, Settings};
-use kube_kms::client::kms::{KmsClient, Target};
-use kube_kms::client::plugin::{KmsPlugin, Rpc};
-use kube_kms::core::port::{Clock, Moment};
-use kube_kms::os::{MonotonicClock, OsEntropy};
+use kms_v2_api::stored;
+use kms_v2_client::kms::{KmsClient, Target};
+use kms_v2_client::plugin::{KmsPlugin, Rpc};
+use kms_v2_judge::apiserver::{ApiServer, FindingCode, HandClock, Rewrite, Settings};
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_os::{MonotonicClock, OsEntropy};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Code;

@@ -1,13 +1,13 @@
-//! `kube-kms bench` over the real binary: a table, JSON that adds up, a chart that is XML, and honest exit statuses.
+//! `kmsctl bench` over the real binary: a table, JSON that adds up, a chart that is XML, and honest exit statuses.
 
-use crate::cli::transcript::run;
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::site::{Running, Site};
+use crate::support::transcript::run;
 
 /// A second of load, in all.
 const SHORT: [&str; 4] = ["--duration", "600ms", "--warm-up", "200ms"];
 
-fn bench(site: &Site, socket: &str, more: &[&str]) -> crate::cli::transcript::Transcript {
+fn bench(site: &Site, socket: &str, more: &[&str]) -> crate::support::transcript::Transcript {
     run(site, &[&["bench", "--socket", socket], SHORT.as_slice(), more].concat())
 }
 

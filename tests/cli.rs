@@ -9,5 +9,4 @@ mod config_reference;
 mod doctor;
 mod keyring;
 mod probe;
-pub mod transcript;
 mod usage;

@@ -1,22 +1,18 @@
-//! `kube-kms conformance`: no failed item over the real binary with either KEK, and each badly behaved plugin fails at the
+//! `kmsctl conformance`: no failed item over the real binary with either KEK, and each badly behaved plugin fails at the
 //! item that is about its vice, or about its fault ([`faults`]).
 
 mod faults;
 
-use crate::cli::transcript::run;
 use crate::support::bad_plugin::fault::Fault;
 use crate::support::bad_plugin::faulty::Faulty;
 use crate::support::bad_plugin::{Served, Vice};
 use crate::support::fake_kms::Failure;
-use crate::support::site::{ALIAS, BINARY, PATIENCE, Running, Site};
-use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
-use kube_kms::api::v2::{
-    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-};
-use kube_kms::client::conformance::{
-    self, Bounds, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings,
-};
-use kube_kms::client::kms::Target;
+use crate::support::site::{ALIAS, BINARY, KMSCTL, PATIENCE, Running, Site};
+use crate::support::transcript::run;
+use kms_v2_api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use kms_v2_client::kms::Target;
+use kms_v2_judge::conformance::{self, Bounds, DECRYPTS_MAX, ENCRYPTS_MAX, ITEMS, Outcome, Reach, Report, Settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -370,7 +366,7 @@ async fn a_control_command_that_cannot_be_run_is_an_error_and_so_is_an_outage_th
     with("/nobody/home x", "16").failed(
         2,
         "error: --kms-control cannot be run\ncause: `/nobody/home … count`: No such file or directory (os error 2)\nhint: \
-         give a program that is there, with its path; see kube-kms conformance --help\n",
+         give a program that is there, with its path; see kmsctl conformance --help\n",
     );
     // What a shell says when a script calls a program that is not there, or that is none.
     for (status, item) in [(126, "63"), (127, "20")] {
@@ -414,7 +410,7 @@ fn a_run_that_is_interrupted_during_an_outage_ends_it() {
     let plugin = Faulty::start(Fault::None);
     let (control, socket) = (plugin.control(), plugin.address());
     let command = ["conformance", "--socket", &socket, "--only", "20", "--kms-control", &control];
-    let mut process = Command::new(BINARY).args(command).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut process = Command::new(KMSCTL).args(command).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     while !plugin.outage() && process.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(10));

@@ -10,11 +10,11 @@ mod read;
 mod tamper;
 
 use crate::support::site::{KekKind, Running, Site, uid};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::kms::KmsClient;
-use kube_kms::core::fault::Reason;
-use kube_kms::kek::local::operation;
-use kube_kms::os::{OsEntropy, wall_clock};
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::KmsClient;
+use kube_kms_core::fault::Reason;
+use kube_kms_kek_local::operation;
+use kube_kms_os::{OsEntropy, wall_clock};
 use std::path::PathBuf;
 use tonic::Status;
 

@@ -5,7 +5,7 @@ use crate::support::hand::{assert_labelled_right, on_both_keks, rotate, take_awa
 use crate::support::site::{ALIAS, KekKind, Running, Site, sealed, seed, uid};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use kube_kms::api::v2::EncryptResponse;
+use kms_v2_api::v2::EncryptResponse;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;

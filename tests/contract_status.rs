@@ -4,7 +4,7 @@ use crate::support::beside::Beside;
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{bring_back, kek_calls, on_both_keks, rotate, take_away};
 use crate::support::site::{ALIAS, KekKind, Running, Site, sealed, uid};
-use kube_kms::client::kms::KmsClient;
+use kms_v2_client::kms::KmsClient;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 use tonic::Code;
@@ -279,7 +279,7 @@ async fn until_state(running: &Running, state: &str) {
     }
 }
 
-async fn serves_on(client: &mut KmsClient, key_id: &str, seed: &[u8], answer: &kube_kms::api::v2::EncryptResponse) {
+async fn serves_on(client: &mut KmsClient, key_id: &str, seed: &[u8], answer: &kms_v2_api::v2::EncryptResponse) {
     let status = client.status().await.unwrap();
     assert_eq!((status.healthz.as_str(), status.key_id.as_str()), ("ok", key_id));
     let (fresh_seed, fresh) = sealed(client).await;

@@ -5,8 +5,8 @@ use crate::support::beside::Beside;
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{assert_labelled_right, bring_back, kek_calls, on_both_keks, take_away};
 use crate::support::site::{Running, Site, sealed, uid};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::kms::KmsClient;
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::KmsClient;
 use std::time::{Duration, Instant};
 
 on_both_keks! {

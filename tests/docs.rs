@@ -3,15 +3,15 @@
 //!
 //! A block that begins with ```sh try runs as it stands, in a folder that looks like a clone in which `make run` serves.
 
-use crate::support::site::{BINARY, Site};
-use kube_kms::config::{Change, KEYS};
-use kube_kms::core::fault::Reason;
+use crate::support::site::{BINARY, KMSCTL, Site};
+use kube_kms_config::{Change, KEYS};
+use kube_kms_core::fault::Reason;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
 fn page(name: &str) -> String {
@@ -103,7 +103,7 @@ fn with_made(text: &str, mark: &str, made: &str) -> String {
 #[test]
 fn the_reference_of_the_configuration_has_the_table_of_the_code() {
     let text = page("docs/configuration.md");
-    let table = with_made(&text, "keys", &kube_kms::config::markdown());
+    let table = with_made(&text, "keys", &kube_kms_config::markdown());
     let restart: Vec<String> =
         KEYS.iter().filter(|k| k.change == Change::Restart).map(|k| format!("- `{}`\n", k.path)).collect();
     let expected = with_made(&table, "keys that take a restart", &restart.concat());
@@ -192,7 +192,7 @@ fn paths_in(line: &str) -> Vec<&str> {
 
 #[test]
 fn every_path_that_a_comment_or_a_page_names_exists() {
-    assert_eq!(paths_in("(see src/lib.rs, `docs/*.md`; https://x.y/src/z, a/tests/b)"), ["src/lib.rs", "docs/"]);
+    assert_eq!(paths_in("(see src/README.md, `docs/*.md`; https://x.y/src/z, a/tests/b)"), ["src/README.md", "docs/"]);
     let (mut seen, mut wrong) = (0, Vec::new());
     for file in written() {
         let text = page(&file);
@@ -255,26 +255,28 @@ fn no_comment_cites_a_document_that_is_not_here() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// `kube-kms word` in code, over all pages.
+/// `kube-kms word` and `kmsctl word` in code, over all pages.
 #[test]
 fn every_command_that_a_page_names_is_one() {
-    let help = Site::local().command(&["--help"]).stdout;
-    let help = String::from_utf8(help).unwrap();
-    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    let commands: BTreeSet<&str> = list.lines().filter_map(|l| l.split_whitespace().next()).collect();
-    let mut seen = BTreeSet::new();
-    for name in pages() {
-        for code in page(&name).split('`').skip(1).step_by(2).flat_map(str::lines) {
-            for word in code.split("kube-kms ").skip(1).filter(|_| !code.contains("systemctl")) {
-                let word: String = word.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
-                if !word.is_empty() && !word.starts_with('-') {
-                    assert!(commands.contains(word.as_str()), "{name}: {code}: {word} is no command");
-                    seen.insert(word);
+    let site = Site::local();
+    for (program, name) in [(BINARY, "kube-kms "), (KMSCTL, "kmsctl ")] {
+        let help = String::from_utf8(site.process(program, &["--help"]).output().unwrap().stdout).unwrap();
+        let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+        let commands: BTreeSet<&str> = list.lines().filter_map(|l| l.split_whitespace().next()).collect();
+        let mut seen = BTreeSet::new();
+        for page_name in pages() {
+            for code in page(&page_name).split('`').skip(1).step_by(2).flat_map(str::lines) {
+                for word in code.split(name).skip(1).filter(|_| !code.contains("systemctl")) {
+                    let word: String = word.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+                    if !word.is_empty() && !word.starts_with('-') {
+                        assert!(commands.contains(word.as_str()), "{page_name}: {code}: {word} is no command");
+                        seen.insert(word);
+                    }
                 }
             }
         }
+        assert!(seen.len() > 3, "{name}: {seen:?}");
     }
-    assert!(seen.len() > 8, "{seen:?}");
 }
 
 /// The commands of the blocks that are to be tried.
@@ -293,6 +295,7 @@ async fn what_the_readme_says_to_try_works_as_it_is_pasted() {
     std::fs::create_dir_all(clone.path().join("target/debug")).unwrap();
     let link = |from: &Path, to: &str| std::os::unix::fs::symlink(from, clone.path().join(to)).unwrap();
     link(Path::new(BINARY), "target/debug/kube-kms");
+    link(Path::new(KMSCTL), "target/debug/kmsctl");
     link(site.dir(), ".kube-kms");
     let has_curl = Command::new("curl").arg("--version").output().is_ok();
     let http = running.http_address().await;
@@ -329,10 +332,10 @@ fn the_two_commands_of_the_readme_are_there() {
 /// Rounded up to the second, with the defaults and with a KMS that answers at once.
 #[test]
 fn the_pages_give_the_times_that_the_code_bounds() {
-    use kube_kms::core::health::noticed_within;
-    use kube_kms::service::rhythm::rotation_seen_within;
+    use kube_kms_core::health::noticed_within;
+    use kube_kms_core::rotation::rotation_seen_within;
     use std::time::Duration;
-    let config = kube_kms::config::parse("kek: {local: {keyring: /k}}").unwrap().settings;
+    let config = kube_kms_config::parse("kek: {local: {keyring: /k}}").unwrap().settings;
     let (interval, timeout) = (config.probe_interval, config.probe_timeout);
     let seconds = |time: Duration| format!("within {} s", time.as_secs_f64().ceil());
     let noticed = |timeout| seconds(noticed_within(interval, timeout, config.policy.confirmations));

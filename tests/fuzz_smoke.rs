@@ -7,8 +7,8 @@ mod targets;
 
 use crate::support::bolt_file::{BoltFile, bucket, inline, put};
 use crate::support::wire::{DECRYPT, ENCRYPT, STATUS, frame, grpc_frame, header_block};
-use kube_kms::api::stored;
-use kube_kms::api::v2::{DecryptRequest, EncryptRequest, EncryptedObject};
+use kms_v2_api::stored;
+use kms_v2_api::v2::{DecryptRequest, EncryptRequest, EncryptedObject};
 use prost::Message;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ const MUTATIONS: u64 = 3000;
 const SLOW_MUTATIONS: u64 = 600;
 
 fn corpus_dir(target: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target)
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/fuzz/corpus").join(target)
 }
 
 fn decrypt_request() -> DecryptRequest {
@@ -61,7 +61,10 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "envelope" => vec![decrypt.ciphertext.clone()],
         "key_id" => vec![b"k1.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".to_vec(), vec![b'k'; 1024]],
         "config" => ["aws", "local"]
-            .map(|name| std::fs::read(format!("{}/deploy/config/{name}.yaml", env!("CARGO_MANIFEST_DIR"))).unwrap())
+            .map(|name| {
+                std::fs::read(format!("{}/deploy/config/{name}.yaml", concat!(env!("CARGO_MANIFEST_DIR"), "/../..")))
+                    .unwrap()
+            })
             .to_vec(),
         "state_file" => {
             vec![br#"{"version": 1, "key_id": "k1.abc", "left": ["k0.abc"], "context_digest": null}"#.to_vec()]
@@ -69,7 +72,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "keyring" => {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("k.json");
-            kube_kms::kek::local::operation::init(&path, std::time::SystemTime::UNIX_EPOCH, &kube_kms::os::OsEntropy)
+            kube_kms_kek_local::operation::init(&path, std::time::SystemTime::UNIX_EPOCH, &kube_kms_os::OsEntropy)
                 .unwrap();
             vec![std::fs::read(path).unwrap()]
         }
@@ -91,7 +94,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         }
         "front_door" => {
             let good = [
-                request(1, STATUS, &kube_kms::api::v2::StatusRequest {}),
+                request(1, STATUS, &kms_v2_api::v2::StatusRequest {}),
                 request(3, ENCRYPT, &encrypt),
                 request(5, DECRYPT, &decrypt),
             ];
@@ -185,7 +188,7 @@ macro_rules! smoked {
             let manifest = include_str!("fuzz/Cargo.toml");
             for name in all {
                 assert!(manifest.contains(&format!("fuzz_targets/{name}.rs")), "{name}");
-                let entry = format!("{}/tests/fuzz/fuzz_targets/{name}.rs", env!("CARGO_MANIFEST_DIR"));
+                let entry = format!("{}/tests/fuzz/fuzz_targets/{name}.rs", concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
                 assert!(std::fs::read_to_string(entry).unwrap().contains(&format!("targets::{name}")), "{name}");
             }
         }

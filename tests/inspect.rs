@@ -1,17 +1,17 @@
-//! `kube-kms inspect`: every field of known values, and whether a value opens, without a byte of what is in it.
+//! `kmsctl inspect`: every field of known values, and whether a value opens, without a byte of what is in it.
 
-use crate::support::site::{BINARY, Site};
-use kube_kms::api::stored;
-use kube_kms::api::v2::{EncryptedDekSourceType, EncryptedObject};
-use kube_kms::client::apiserver::DekSource;
-use kube_kms::core::printable::is_steering;
-use kube_kms::etcd::value::Value as Scanned;
-use kube_kms::os::OsEntropy;
+use crate::support::site::{KMSCTL, Site};
+use kms_v2_api::stored;
+use kms_v2_api::v2::{EncryptedDekSourceType, EncryptedObject};
+use kms_v2_judge::apiserver::DekSource;
+use kube_kms_core::printable::is_steering;
+use kube_kms_etcd::value::Value as Scanned;
+use kube_kms_os::OsEntropy;
 use serde_json::Value;
 use std::io::Write as _;
 use std::process::{Output, Stdio};
 
-/// A whole value of a demo provider: see src/client/apiserver/dek_source.rs.
+/// A whole value of a demo provider: see src/judge/apiserver/dek_source.rs.
 const VECTOR: &str = "6b38733a656e633a6b6d733a76323a64656d6f3a0a46202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d\
     3e3f404142434445464748494a4b6f6547cdc02b1b1dcdef04ede2852daefb4aad95d2634d3d1ef212056b65792d311a03aabbcc\
     22120a0d612e6578616d706c652e636f6d1201012801";
@@ -19,7 +19,7 @@ const KEY: &str = "/registry/secrets/default/s1";
 const CANARY: &[u8] = b"canary-that-nobody-may-see-0123456789";
 
 fn inspect(site: &Site, stdin: &[u8], arguments: &[&str]) -> Output {
-    let mut command = site.process(BINARY, &[&["inspect"], arguments].concat());
+    let mut command = site.process(KMSCTL, &[&["inspect"], arguments].concat());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(stdin);

@@ -1,7 +1,7 @@
 //! The log as a whole process writes it: every request is in it, and whoever reads it stops nothing.
 
 use crate::support::site::{BINARY, PATIENCE, Site, sealed, seed, uid};
-use kube_kms::client::kms::{KmsClient, Target};
+use kms_v2_client::kms::{KmsClient, Target};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 

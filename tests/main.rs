@@ -1,4 +1,4 @@
-//! The one test binary: one link, one process, every tier. See tests/README.md.
+//! The tests of the daemon, kube-kms: one link, every tier. Those of kmsctl are in tools.rs. See tests/README.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,14 +18,11 @@
     reason = "tests fail by panicking"
 )]
 #![cfg(feature = "aws")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each of the two test binaries uses a part of `support`")]
 
-mod apiserver_simulator;
 mod architecture;
-mod bench_command;
 mod canary;
 mod cli;
-mod conformance_command;
-mod conformance_doc;
 mod contract_decrypt;
 mod contract_encrypt;
 mod contract_lifecycle;
@@ -34,12 +31,10 @@ mod contract_status;
 mod contract_transport;
 mod dek_life;
 mod docs;
-mod drill;
 mod fake_kms_is_honest;
 mod fault;
 mod fuzz_smoke;
 mod hostile;
-mod inspect;
 mod judge;
 mod kek_conformance;
 mod log;
@@ -50,11 +45,9 @@ mod recovery;
 mod release;
 mod rotation_seen;
 mod scale_doc;
-mod scan;
 mod scenario;
 mod security_doc;
 mod smoke;
-mod snapshot;
 mod soak;
 mod storm;
 mod support;

@@ -60,7 +60,7 @@ const SAMPLES: [(&str, &[&str]); 17] = [
 ];
 
 fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy")
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("deploy")
 }
 
 /// `kube-kms manifests` on a configuration that will be at `/etc/kube-kms/config.yaml`.

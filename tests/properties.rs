@@ -3,16 +3,16 @@
 //! Guarantees: what is sealed opens; the two hashes of the format are injective for inputs that differ only in where one
 //! part ends and the next begins; each parser takes exactly what its doc says. Cases are few enough to stay under a second.
 
-use kube_kms::core::annotation::{AdditionalData, Annotations, DEK, KEK, WrappedDek};
-use kube_kms::core::context::WrapContext;
-use kube_kms::core::dek::{Dek, DekBytes};
-use kube_kms::core::envelope::{Envelope, OVERHEAD};
-use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::kek_ref::{KekRef, KekVersion};
-use kube_kms::core::key_id::KeyId;
-use kube_kms::core::limit;
-use kube_kms::core::uid::Uid;
-use kube_kms::os::OsEntropy;
+use kube_kms_core::annotation::{AdditionalData, Annotations, DEK, KEK, WrappedDek};
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::{Dek, DekBytes};
+use kube_kms_core::envelope::{Envelope, OVERHEAD};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::{KekRef, KekVersion};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::limit;
+use kube_kms_core::uid::Uid;
+use kube_kms_os::OsEntropy;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashMap};

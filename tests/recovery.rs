@@ -3,8 +3,8 @@
 
 use crate::support::fake_kms::FakeKms;
 use crate::support::site::{ALIAS, Running, Site, sealed, uid};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::kms::KmsClient;
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::KmsClient;
 use tonic::Code;
 
 /// Seals so many seeds and returns them with the answers.

@@ -3,7 +3,7 @@
 
 use crate::support::hand::{assert_labelled_right, on_both_keks, promote, rotate, versions};
 use crate::support::site::{ALIAS, KekKind, Running, Site, sealed, uid};
-use kube_kms::api::v2::EncryptResponse;
+use kms_v2_api::v2::EncryptResponse;
 use std::time::{Duration, Instant};
 use tonic::Code;
 

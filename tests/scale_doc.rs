@@ -30,7 +30,8 @@ fn agree(quoted: Option<f64>, found: Option<f64>, tolerance: f64) -> bool {
 
 #[test]
 fn the_table_of_the_scale_page_is_what_the_simulation_says() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/scale.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."), "/docs/scale.md")).unwrap();
     let at = page.find(table::HEAD).expect("the page has the table as it is printed");
     let mut quoted = page[at + table::HEAD.len()..].trim_start().lines();
     for (event, quota) in scenario::plan() {

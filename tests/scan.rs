@@ -1,4 +1,4 @@
-//! `kube-kms scan` on a real etcd, whose contents and counts are known (`support/etcd_store/objects.rs`).
+//! `kmsctl scan` on a real etcd, whose contents and counts are known (`support/etcd_store/objects.rs`).
 
 mod command;
 mod counted;
@@ -23,7 +23,7 @@ async fn etcd(test: &str) -> Option<(Site, EtcdStore)> {
     }
 }
 
-/// Runs `kube-kms scan --endpoints URL …`.
+/// Runs `kmsctl scan --endpoints URL …`.
 fn scan(site: &Site, url: &str, more: &[&str]) -> Output {
     site.command(&[&["scan", "--endpoints", url], more].concat())
 }

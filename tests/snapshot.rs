@@ -5,7 +5,7 @@ mod compaction;
 mod hostile;
 mod real;
 
-use kube_kms::etcd::snapshot::{Snapshot, SnapshotError, Summary, Unhashed};
+use kube_kms_etcd::snapshot::{Snapshot, SnapshotError, Summary, Unhashed};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -28,7 +28,7 @@ fn open(path: &Path, unhashed: Unhashed) -> Result<Snapshot, SnapshotError> {
 /// All live keys under a prefix; fails when one comes twice.
 fn live_of(snapshot: &Snapshot, prefix: &[u8]) -> Result<(Live, Summary), SnapshotError> {
     let mut live = Live::new();
-    let each = |record: kube_kms::etcd::record::Record<'_>| {
+    let each = |record: kube_kms_etcd::record::Record<'_>| {
         let value = (record.value.to_vec(), record.mod_revision, record.create_revision);
         assert!(live.insert(record.key.to_vec(), value).is_none(), "{:?} came twice", record.key);
         ControlFlow::Continue(())

@@ -8,8 +8,8 @@ use crate::support::replica::{Replica, ReplicaDek};
 use crate::support::site::{KekKind, PATIENCE, Running, Site, seed, uid};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::kms::KmsClient;
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::KmsClient;
 use std::time::{Duration, Instant};
 
 /// So long that only what never ends is caught: the machine may be busy.

@@ -3,8 +3,8 @@
 
 use crate::support::collector::{Collector, attribute};
 use crate::support::site::{PATIENCE, Site, sealed, seed, uid};
-use kube_kms::api::v2::key_management_service_client::KeyManagementServiceClient;
-use kube_kms::api::v2::{DecryptRequest, EncryptResponse};
+use kms_v2_api::v2::key_management_service_client::KeyManagementServiceClient;
+use kms_v2_api::v2::{DecryptRequest, EncryptResponse};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use sha2::Digest;
@@ -363,7 +363,7 @@ fn rules_and_dashboard_use_metrics_that_exist() {
 
 #[test]
 fn the_alert_rules_pass_promtool() {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+    let dir = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("deploy/prometheus");
     let tool = match crate::support::etcd_store::tool("promtool", "prometheus") {
         Ok(tool) => tool,
         Err(reason) => return crate::support::skipped("the_alert_rules_pass_promtool", &reason),

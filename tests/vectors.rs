@@ -4,22 +4,22 @@
 //! rejections go through the use case Decrypt, cold and with a filled keyring, because the reason may not depend on that.
 
 use base64::Engine as _;
-use kube_kms::config;
-use kube_kms::core::annotation::{AdditionalData, Annotations, WrappedDek};
-use kube_kms::core::context::{OWN_PAIR, WrapContext};
-use kube_kms::core::dek::{Dek, DekBytes};
-use kube_kms::core::envelope::Envelope;
-use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
-use kube_kms::core::key_id::KeyId;
-use kube_kms::core::port::{Entropy, Kek, KekCall, KekFuture, Unwrapped, Wrapped};
-use kube_kms::core::uid::Uid;
-use kube_kms::kek::local::LocalKek;
-use kube_kms::os::{MonotonicClock, OsEntropy};
-use kube_kms::service::decrypt::DecryptInput;
-use kube_kms::service::kek_set::{KekEntry, KekSet};
-use kube_kms::service::observer::Unobserved;
-use kube_kms::service::plugin::{Parts, Plugin};
+use kube_kms_config as config;
+use kube_kms_core::annotation::{AdditionalData, Annotations, WrappedDek};
+use kube_kms_core::context::{OWN_PAIR, WrapContext};
+use kube_kms_core::dek::{Dek, DekBytes};
+use kube_kms_core::envelope::Envelope;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::{Entropy, Kek, KekCall, KekFuture, Unwrapped, Wrapped};
+use kube_kms_core::uid::Uid;
+use kube_kms_kek_local::LocalKek;
+use kube_kms_os::{MonotonicClock, OsEntropy};
+use kube_kms_service::decrypt::DecryptInput;
+use kube_kms_service::kek_set::{KekEntry, KekSet};
+use kube_kms_service::observer::Unobserved;
+use kube_kms_service::plugin::{Parts, Plugin};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt as _;

@@ -3,12 +3,12 @@
 //! Guarantees: every call is counted in the second in which it was made. Refuses to know who calls. SPEC: AWS KMS Developer
 //! Guide, "Request quotas": one quota for Encrypt and Decrypt together, for each second, account and region.
 
-use kube_kms::core::annotation::WrappedDek;
-use kube_kms::core::context::WrapContext;
-use kube_kms::core::dek::DekBytes;
-use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
-use kube_kms::core::port::{Kek, KekCall, KekFuture, Unwrapped, Wrapped};
+use kube_kms_core::annotation::WrappedDek;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::port::{Kek, KekCall, KekFuture, Unwrapped, Wrapped};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;

@@ -4,21 +4,21 @@
 //! randomness (from the node's number, so that a run is the same as the one before).
 
 use super::account::{Account, AccountKek, kek_ref, version};
-use kube_kms::core::annotation::{AdditionalData, Annotations, WrappedDek};
-use kube_kms::core::context::WrapContext;
-use kube_kms::core::dek::{DEK_LEN, Dek, DekBytes};
-use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::health::{OnDenied, OnUnusable, Policy};
-use kube_kms::core::key_id::KeyId;
-use kube_kms::core::port::{Clock, Entropy, Moment};
-use kube_kms::core::uid::Uid;
-use kube_kms::service::decrypt::DecryptInput;
-use kube_kms::service::kek_set::{KekEntry, KekSet};
-use kube_kms::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
-use kube_kms::service::plugin::{Parts, Plugin};
-use kube_kms::service::settings::Settings;
-use kube_kms::service::state_file::{Remembered, StateFile};
-use kube_kms::service::supervisor::{Reload, Supervisor};
+use kube_kms_core::annotation::{AdditionalData, Annotations, WrappedDek};
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::{DEK_LEN, Dek, DekBytes};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::health::{OnDenied, OnUnusable, Policy};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::{Clock, Entropy, Moment};
+use kube_kms_core::uid::Uid;
+use kube_kms_service::decrypt::DecryptInput;
+use kube_kms_service::kek_set::{KekEntry, KekSet};
+use kube_kms_service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
+use kube_kms_service::plugin::{Parts, Plugin};
+use kube_kms_service::settings::Settings;
+use kube_kms_service::state_file::{Remembered, StateFile};
+use kube_kms_service::supervisor::{Reload, Supervisor};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -10,7 +10,7 @@ use super::start::first_status;
 use super::support::fake_kms::ANY;
 use super::support::replica::{Replica, ReplicaDek};
 use super::support::site::{ALIAS, Running, Site, seed, uid};
-use kube_kms::api::v2::DecryptRequest;
+use kms_v2_api::v2::DecryptRequest;
 use prost::Message;
 use serde_json::{Value, json};
 use std::collections::VecDeque;

@@ -12,7 +12,7 @@ mod world;
 use super::start::first_status;
 use super::support::site::Site;
 use super::{Plan, memory, met};
-use kube_kms::client::plugin::Rpc;
+use kms_v2_client::plugin::Rpc;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use world::World;

@@ -5,7 +5,7 @@ use super::start::first_status;
 use super::support::replica::Replica;
 use super::support::site::{Site, seed, uid};
 use super::{Plan, cpu, median, memory, met};
-use kube_kms::api::v2::DecryptRequest;
+use kms_v2_api::v2::DecryptRequest;
 use prost::Message;
 use serde_json::{Value, json};
 use std::time::Instant;

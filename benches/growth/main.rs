@@ -139,6 +139,8 @@ pub fn met(holds: bool) -> &'static str {
 }
 
 fn main() {
+    // Cargo starts a bench in the folder of its package; the paths of the arguments are those of the repository.
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).unwrap();
     let arguments = Arguments::parse();
     let absolute = |path: &Path| std::path::absolute(path).unwrap();
     let plan = Plan {

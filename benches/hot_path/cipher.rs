@@ -4,12 +4,12 @@ use crate::fixture;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
 use criterion::{Criterion, Throughput};
-use kube_kms::core::annotation::AdditionalData;
-use kube_kms::core::dek::{Dek, DekBytes};
-use kube_kms::core::envelope::Envelope;
-use kube_kms::core::limit::PLAINTEXT_MAX;
-use kube_kms::core::port::Entropy;
-use kube_kms::os::OsEntropy;
+use kube_kms_core::annotation::AdditionalData;
+use kube_kms_core::dek::{Dek, DekBytes};
+use kube_kms_core::envelope::Envelope;
+use kube_kms_core::limit::PLAINTEXT_MAX;
+use kube_kms_core::port::Entropy;
+use kube_kms_os::OsEntropy;
 use std::hint::black_box;
 
 /// A seed has 32; Encrypt takes at most 995, so that its answer stays within kube-apiserver's 1 kB.

@@ -1,19 +1,19 @@
 //! What the benches share: names as long as those of AWS, and a plugin with a write state.
 
-use kube_kms::core::annotation::{Annotations, WrappedDek};
-use kube_kms::core::context::WrapContext;
-use kube_kms::core::health::{OnDenied, OnUnusable, Policy};
-use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
-use kube_kms::core::key_id::KeyId;
-use kube_kms::core::port::Entropy;
-use kube_kms::kek::local::LocalKek;
-use kube_kms::os::{MonotonicClock, OsEntropy};
-use kube_kms::service::kek_set::{KekEntry, KekSet};
-use kube_kms::service::observer::Unobserved;
-use kube_kms::service::plugin::{Parts, Plugin};
-use kube_kms::service::settings::Settings;
-use kube_kms::service::state_file::{Remembered, StateFile};
-use kube_kms::service::supervisor::Supervisor;
+use kube_kms_core::annotation::{Annotations, WrappedDek};
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::health::{OnDenied, OnUnusable, Policy};
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::Entropy;
+use kube_kms_kek_local::LocalKek;
+use kube_kms_os::{MonotonicClock, OsEntropy};
+use kube_kms_service::kek_set::{KekEntry, KekSet};
+use kube_kms_service::observer::Unobserved;
+use kube_kms_service::plugin::{Parts, Plugin};
+use kube_kms_service::settings::Settings;
+use kube_kms_service::state_file::{Remembered, StateFile};
+use kube_kms_service::supervisor::Supervisor;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 
 use crate::fixture;
 use criterion::Criterion;
-use kube_kms::core::annotation::AdditionalData;
-use kube_kms::core::key_id::KeyId;
+use kube_kms_core::annotation::AdditionalData;
+use kube_kms_core::key_id::KeyId;
 use std::hint::black_box;
 
 pub(crate) fn derivations(c: &mut Criterion) {

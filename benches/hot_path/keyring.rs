@@ -2,12 +2,12 @@
 
 use crate::fixture;
 use criterion::Criterion;
-use kube_kms::core::annotation::Annotations;
-use kube_kms::core::dek::{Dek, DekBytes};
-use kube_kms::core::port::Moment;
-use kube_kms::os::OsEntropy;
-use kube_kms::service::keyring::{Found, Keyring};
-use kube_kms::service::observer::Unobserved;
+use kube_kms_core::annotation::Annotations;
+use kube_kms_core::dek::{Dek, DekBytes};
+use kube_kms_core::port::Moment;
+use kube_kms_os::OsEntropy;
+use kube_kms_service::keyring::{Found, Keyring};
+use kube_kms_service::observer::Unobserved;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,11 +2,11 @@
 
 use crate::fixture;
 use criterion::{Criterion, Throughput};
-use kube_kms::api::stored;
-use kube_kms::api::v2::EncryptedObject;
-use kube_kms::etcd::record::Record;
-use kube_kms::etcd::tally::Tally;
-use kube_kms::etcd::value::Value;
+use kms_v2_api::stored;
+use kms_v2_api::v2::EncryptedObject;
+use kube_kms_etcd::record::Record;
+use kube_kms_etcd::tally::Tally;
+use kube_kms_etcd::value::Value;
 use std::hint::black_box;
 
 /// Bytes of a Secret as kube-apiserver encrypts it.
@@ -20,8 +20,8 @@ pub(crate) fn configuration(c: &mut Criterion) {
         ("parse deploy/config/quickstart.yaml", include_str!("../../deploy/config/quickstart.yaml")),
     ] {
         let text = text.replace("@DIR@", "/var/lib/kube-kms");
-        kube_kms::config::parse(&text).unwrap();
-        group.bench_function(name, |b| b.iter(|| kube_kms::config::parse(black_box(&text)).unwrap()));
+        kube_kms_config::parse(&text).unwrap();
+        group.bench_function(name, |b| b.iter(|| kube_kms_config::parse(black_box(&text)).unwrap()));
     }
     group.finish();
 }

@@ -2,10 +2,10 @@
 
 use crate::fixture::plugin;
 use criterion::{BatchSize, Criterion};
-use kube_kms::core::uid::Uid;
-use kube_kms::kek::local::operation;
-use kube_kms::os::{OsEntropy, wall_clock};
-use kube_kms::service::decrypt::{DecryptInput, DekSource};
+use kube_kms_core::uid::Uid;
+use kube_kms_kek_local::operation;
+use kube_kms_os::{OsEntropy, wall_clock};
+use kube_kms_service::decrypt::{DecryptInput, DekSource};
 use std::hint::black_box;
 use std::time::Duration;
 

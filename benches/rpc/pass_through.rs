@@ -15,10 +15,8 @@ use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::primitives::Blob;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
-use kube_kms::api::v2::{
-    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-};
+use kms_v2_api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;

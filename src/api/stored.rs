@@ -3,7 +3,7 @@
 //! A leaf, because the API server simulator writes it and the etcd scanner reads it. Refuses to know what the message
 //! means. SPEC: k8s.io/apiserver `kmsTransformerPrefixV2`; provider names cannot contain a colon, so the split is exact.
 
-use crate::api::v2::EncryptedObject;
+use crate::v2::EncryptedObject;
 use prost::Message;
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! How a command ends: exit status, and an error in three parts: what failed on what, why, what to do.
 
-use crate::core::fault::Fault;
-use crate::core::printable::printable;
+use kube_kms_core::fault::Fault;
+use kube_kms_core::printable::printable;
 use std::error::Error;
 use std::fmt::Write as _;
 

@@ -2,7 +2,7 @@
 //!
 //! SECURITY: results and errors quote etcd, plugins and the KMS; nothing of that reaches a terminal that it would obey.
 
-use crate::core::printable::{printable_json, printable_lines};
+use kube_kms_core::printable::{printable_json, printable_lines};
 use serde::Serialize;
 use std::io::{self, BufRead, IsTerminal, Write};
 

@@ -1,9 +1,9 @@
 //! A KMS v2 client over a unix socket, with the settings of kube-apiserver's: plaintext HTTP/2, authority `localhost`,
 //! one connection, a deadline for every call.
 
-use crate::api::v2::key_management_service_client::KeyManagementServiceClient;
-use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use hyper_util::rt::TokioIo;
+use kms_v2_api::v2::key_management_service_client::KeyManagementServiceClient;
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream as StdUnixStream};
@@ -24,7 +24,10 @@ pub enum Target {
 
 impl Target {
     /// Connects, blocking: a unix socket answers at once or not at all.
-    pub(super) fn connect(&self) -> io::Result<UnixStream> {
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(&self) -> io::Result<UnixStream> {
         let stream = match self {
             Self::File(path) => StdUnixStream::connect(path)?,
             Self::Abstract(name) => StdUnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?,

@@ -4,8 +4,8 @@
 //! SPEC: k8s.io/apiserver kmsv2 `ValidateKeyID`, `ValidateEncryptedObject`, `validateAnnotations`; apimachinery
 //! `IsFullyQualifiedDomainName`.
 
-use crate::core::annotation::is_name;
-use crate::core::limit;
+use kube_kms_core::annotation::is_name;
+use kube_kms_core::limit;
 use std::collections::BTreeMap;
 
 /// The versions that Status may name.

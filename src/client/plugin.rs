@@ -3,8 +3,8 @@
 //! Over a socket it is [`KmsClient`]; a test or a drill may put anything else there, in process. Guarantees of every
 //! implementation: an answer, or `DEADLINE_EXCEEDED` once the time is over; never silence.
 
-use crate::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
-use crate::client::kms::KmsClient;
+use crate::kms::KmsClient;
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use serde::Serialize;
 use std::fmt;
 use std::pin::Pin;

@@ -3,10 +3,10 @@
 //! What is checked is the shape; whether the KEK is there is for `kube-kms check`. SPEC: AWS KMS API reference,
 //! `KeyId` and `EncryptionContext`; docs/configuration.md.
 
-use crate::config::model::{AwsKekConfig, KekConfig, LocalKekConfig};
-use crate::config::problem::shown;
-use crate::config::section::Section;
-use crate::core::context::OWN_PAIR;
+use crate::model::{AwsKekConfig, KekConfig, LocalKekConfig};
+use crate::problem::shown;
+use crate::section::Section;
+use kube_kms_core::context::OWN_PAIR;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

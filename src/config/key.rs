@@ -4,7 +4,7 @@
 //! config-reference` and docs/configuration.md are made from it. Tests hold that every other default is the one stated,
 //! and that every key is read at all.
 
-use crate::core::limit;
+use kube_kms_core::limit;
 use std::fmt;
 
 /// What a change of a key needs.

@@ -3,14 +3,14 @@
 //! A section that has a mistake gets its default and the walk goes on, so that all mistakes are found in one run; the
 //! result is used only when there were none. The rules are those of docs/configuration.md.
 
-use crate::config::kek;
-use crate::config::model::{Config, Enforce, Harden, KekConfig, Listen, Log, LogFormat, LogLevel, RecoveryConfig};
-use crate::config::otlp::endpoint_fault;
-use crate::config::problem::{Problem, Problems};
-use crate::config::section::{Section, kind};
-use crate::core::annotation::RECOVERY_MAX;
-use crate::core::health::{OnDenied, OnUnusable, Policy};
-use crate::service::settings::Settings;
+use crate::kek;
+use crate::model::{Config, Enforce, Harden, KekConfig, Listen, Log, LogFormat, LogLevel, RecoveryConfig};
+use crate::otlp::endpoint_fault;
+use crate::problem::{Problem, Problems};
+use crate::section::{Section, kind};
+use kube_kms_core::annotation::RECOVERY_MAX;
+use kube_kms_core::health::{OnDenied, OnUnusable, Policy};
+use kube_kms_service::settings::Settings;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -1,11 +1,11 @@
 //! The configuration as the rest of the program sees it: lifted, bounded, without a secret in it.
 //!
-//! Guarantees: built by [`crate::config::parse`], every rule of docs/configuration.md holds. Refuses to know: YAML,
+//! Guarantees: built by [`crate::parse`], every rule of docs/configuration.md holds. Refuses to know: YAML,
 //! files, and whether a KEK can be reached.
 
-use crate::core::context::WrapContext;
-use crate::core::kek_ref::KekKind;
-use crate::service::settings::Settings;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::kek_ref::KekKind;
+use kube_kms_service::settings::Settings;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;

@@ -3,7 +3,7 @@
 //! Guarantees: made of [`KEYS`] alone, so that it cannot say anything that the parser does not do. Refuses to know the page
 //! around it.
 
-use crate::config::key::{KEYS, Key};
+use crate::key::{KEYS, Key};
 use std::fmt::Write as _;
 
 /// The table.

@@ -4,8 +4,8 @@
 //! finds a mistake records it and returns the default, so that the walk goes on and finds the next one. Values are
 //! described by kind and never shown, numbers and durations that were understood excepted.
 
-use crate::config::key::{self, Key, Takes};
-use crate::config::problem::{Problems, shown};
+use crate::key::{self, Key, Takes};
+use crate::problem::{Problems, shown};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

@@ -1,8 +1,8 @@
 //! The configuration as a whole: the reference, the examples and the walker held to the same table.
 
 use super::*;
-use crate::core::health::{OnDenied, OnUnusable, Policy};
-use crate::service::settings::Settings;
+use kube_kms_core::health::{OnDenied, OnUnusable, Policy};
+use kube_kms_service::settings::Settings;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -395,7 +395,7 @@ fn a_file_is_named_in_every_line() {
     assert!(error.starts_with(&format!("{}: cannot be read: ", missing.display())), "{error}");
     let error = load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("cannot be read"), "{error}");
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
     assert!(load(Path::new(&format!("{root}deploy/config/aws.yaml"))).is_ok());
     let path = dir.path().join("config.yaml");
     let mut file = File::options().write(true).create_new(true).open(&path).unwrap();

@@ -4,7 +4,7 @@
 //! names line and column and never shows the text. SPEC: YAML 1.2.2 core schema; where YAML 1.1 readers understand a
 //! plain number differently (`0600`) it is refused, since other tools read the same file.
 
-use crate::config::problem::{ConfigError, Problem, Problems, shown};
+use crate::problem::{ConfigError, Problem, Problems, shown};
 use serde_json::Value;
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 use serde_saphyr::{Error, Options};

@@ -4,11 +4,11 @@
 //! can unwrap it, and the same again for each recovery KEK. Every annotation, known or not, is bound by the additional
 //! data. SPEC: kube-apiserver takes names that are FQDNs without a slash, and 32 KiB in total.
 
-use crate::core::envelope::lp;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
-use crate::core::limit;
+use crate::envelope::lp;
+use crate::fault::{Fault, Reason};
+use crate::kek_ref::KekRef;
+use crate::key_id::KeyId;
+use crate::limit;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 //! For AWS it is the EncryptionContext; where a KMS takes bytes it is [`WrapContext::digest`]. Identity-bearing: a DEK
 //! that was wrapped under one context does not unwrap under another.
 
-use crate::core::envelope::lp;
+use crate::envelope::lp;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 

@@ -1,9 +1,9 @@
 //! `EncryptResponse.ciphertext`, stored format 1: `0x01` ‖ nonce (12) ‖ AES-256-GCM ciphertext ‖ tag (16). FROZEN.
 //!
-//! This file knows the layout only; the cipher is in [`crate::core::dek`]. SPEC: docs/format.md, tests/vectors.
+//! This file knows the layout only; the cipher is in [`crate::dek`]. SPEC: docs/format.md, tests/vectors.
 
-use crate::core::fault::{Fault, Reason};
-use crate::core::limit;
+use crate::fault::{Fault, Reason};
+use crate::limit;
 use sha2::{Digest, Sha256};
 
 /// The first byte of every ciphertext.
@@ -51,7 +51,7 @@ impl<'a> Envelope<'a> {
 
 /// Hashes `lp(x)`: the length of x as 4 bytes big-endian, then x. What makes the hashed text of several parts
 /// unambiguous.
-pub(crate) fn lp(hash: &mut Sha256, x: &[u8]) {
+pub fn lp(hash: &mut Sha256, x: &[u8]) {
     // INVARIANT: nothing longer than 4 GiB gets here: every input is bounded by core::limit or by gRPC's 4 MiB.
     hash.update(u32::try_from(x.len()).unwrap_or(u32::MAX).to_be_bytes());
     hash.update(x);

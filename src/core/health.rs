@@ -5,8 +5,8 @@
 //! SPEC: ARCHITECTURE.md "Failure policy"; kube-apiserver: a failed Status stops writes after 3 minutes, a `healthz`
 //! other than `ok` with the same key_id only makes the API server unready (k/k issue 138950).
 
-use crate::core::fault::{Class, Fault, Reason};
-use crate::core::port::Moment;
+use crate::fault::{Class, Fault, Reason};
+use crate::port::Moment;
 use std::time::Duration;
 
 /// Pauses between probes vary by a tenth, so that nodes that were started together do not ask together.

@@ -4,7 +4,7 @@
 //! [`KekVersion`] adds one generation of key material. Both are public, and neither is ever a name from a
 //! configuration file, so that renaming things in a configuration cannot lose data.
 
-use crate::core::fault::{Fault, Reason};
+use crate::fault::{Fault, Reason};
 use std::fmt;
 
 /// Bytes of a reference at most; a key ARN has about 75.

@@ -3,10 +3,10 @@
 //! Guarantees: deterministic from remote facts, so equal on every replica; a hash, so it shows nothing; short, because
 //! it is repeated in every object in etcd. SPEC: KEP-3299 "key_id and rotation"; docs/format.md.
 
-use crate::core::envelope::lp;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::KekVersion;
-use crate::core::limit;
+use crate::envelope::lp;
+use crate::fault::{Fault, Reason};
+use crate::kek_ref::KekVersion;
+use crate::limit;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Every number that bounds something, with its unit and the rule it comes from.
 
 /// Bytes of plaintext that Encrypt takes at most, so that the ciphertext stays within [`CIPHERTEXT_MAX`].
-pub const PLAINTEXT_MAX: usize = CIPHERTEXT_MAX - crate::core::envelope::OVERHEAD;
+pub const PLAINTEXT_MAX: usize = CIPHERTEXT_MAX - crate::envelope::OVERHEAD;
 /// Bytes of an EncryptResponse.ciphertext at most. SPEC: kube-apiserver `encryptedDEKSourceMaxSize`, 1 kB.
 pub const CIPHERTEXT_MAX: usize = 1024;
 /// Bytes of a key_id at most. SPEC: kube-apiserver `keyIDMaxSize`, 1 kB.

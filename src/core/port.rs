@@ -4,12 +4,12 @@
 //! current version is not asked for but learned from a trial wrap and its unwrap, so that a label can never come from
 //! another moment than the wrap it labels (ARCHITECTURE.md, decision 2).
 
-use crate::core::annotation::WrappedDek;
-use crate::core::context::WrapContext;
-use crate::core::dek::DekBytes;
-use crate::core::fault::Fault;
-use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
-use crate::core::uid::Uid;
+use crate::annotation::WrappedDek;
+use crate::context::WrapContext;
+use crate::dek::DekBytes;
+use crate::fault::Fault;
+use crate::kek_ref::{KekKind, KekRef, KekVersion};
+use crate::uid::Uid;
 use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -46,7 +46,7 @@ pub struct KekCall {
 
 /// A key-encryption key in an external KMS.
 ///
-/// Every answer is classified by [`crate::core::fault::Class`]: transient, denied, dead, or about this blob.
+/// Every answer is classified by [`crate::fault::Class`]: transient, denied, dead, or about this blob.
 pub trait Kek: Send + Sync + fmt::Debug {
     /// The kind of provider.
     fn kind(&self) -> KekKind;

@@ -4,7 +4,23 @@
 //! consistent), a key_id that was left is never reported again, and replacing a DEK never changes the key_id.
 //! SPEC: KEP-3299 "key_id and rotation"; docs/format.md.
 
-use crate::core::key_id::KeyId;
+use crate::health::JITTER_MOST;
+use crate::key_id::KeyId;
+use std::time::Duration;
+
+/// A changed KEK version is asked for again after this time.
+pub const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
+/// How long a new key_id waits for the disk that is to remember it.
+pub const REMEMBERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// The longest time from a rotation until Status reports it, by the settings alone, the wait for the disk included: the probe
+/// that has just begun is answered, the next one comes an interval later, and each further look some seconds after it.
+#[must_use]
+pub fn rotation_seen_within(interval: Duration, timeout: Duration, observations: u32) -> Duration {
+    let looks = OBSERVE_AGAIN.min(interval).saturating_mul(observations.saturating_sub(1));
+    let calls = timeout.saturating_mul(observations.saturating_add(1)).saturating_mul(2);
+    interval.saturating_add(looks).mul_f64(JITTER_MOST).saturating_add(calls).saturating_add(REMEMBERED_WITHIN)
+}
 
 /// How often in a row the KMS has answered with which key_id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 //!
 //! Guarantees: its loops and a readiness probe run until this is dropped; what it reports is on its own, faster clock.
 
-use crate::client::apiserver::{ApiServer, Finding, FindingCode, Provider, Settings};
-use crate::client::kms::{KmsClient, Target};
-use crate::core::port::{Clock, Moment};
-use crate::drill::store::Store;
-use crate::drill::task::Tasks;
-use crate::drill::tempo::{SPEED, Tempo, scaled};
-use crate::os::{MonotonicClock, OsEntropy};
+use crate::store::Store;
+use crate::task::Tasks;
+use crate::tempo::{SPEED, Tempo, scaled};
+use kms_v2_client::kms::{KmsClient, Target};
+use kms_v2_judge::apiserver::{ApiServer, Finding, FindingCode, Provider, Settings};
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_os::{MonotonicClock, OsEntropy};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -3,15 +3,15 @@
 //! Guarantees: one request at a time in each lane; every one is counted, with its time, and so is the longest stretch without a
 //! success: nobody is asked again in silence. Refuses to know which failures were to be expected.
 
-use crate::client::kms::{KmsClient, Target};
-use crate::drill::claim::millis;
-use crate::drill::front::Front;
-use crate::drill::node::Node;
-use crate::drill::store::Store;
-use crate::drill::task::Tasks;
-use crate::drill::tempo::Tempo;
-use crate::os::Stopwatch;
+use crate::claim::millis;
+use crate::front::Front;
+use crate::node::Node;
+use crate::store::Store;
+use crate::task::Tasks;
+use crate::tempo::Tempo;
 use hdrhistogram::Histogram;
+use kms_v2_client::kms::{KmsClient, Target};
+use kube_kms_os::Stopwatch;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

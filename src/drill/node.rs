@@ -3,10 +3,10 @@
 //! Guarantees: the process, and whatever it started, is killed when this is dropped. It is a process group of its own, so that
 //! Ctrl-C goes to the drill, which ends all of them.
 
-use crate::client::kms::{KmsClient, Target};
-use crate::drill::tempo::Tempo;
-use crate::durable::{self, Existing};
-use crate::os::Stopwatch;
+use crate::tempo::Tempo;
+use kms_v2_client::kms::{KmsClient, Target};
+use kube_kms_os::Stopwatch;
+use kube_kms_os::durable::{self, Existing};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;

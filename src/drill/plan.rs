@@ -1,9 +1,7 @@
 //! What an operator asks a rehearsal to do, and why it could not begin.
 
-use crate::config::ConfigError;
-use crate::core::fault::Fault;
-use crate::daemon::StartError;
-use crate::kek::local::KeyringError;
+use kube_kms_kek_local::KeyringError;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What to rehearse.
@@ -15,6 +13,8 @@ pub struct Plan {
     pub objects: usize,
     /// Whether the sandbox stays for inspection.
     pub keep: bool,
+    /// The program `kube-kms`, which is asked what a KEK gives.
+    pub program: PathBuf,
     /// What is started as a plugin: program and first arguments, before `serve --config FILE`.
     pub command: Vec<String>,
     /// How long an operator has to rotate when the drill may not.
@@ -50,15 +50,17 @@ pub enum DrillError {
     /// Its keyring could not be made.
     #[error("the sandbox's keyring cannot be made")]
     Keyring(#[source] KeyringError),
-    /// The KEK is not named as a configuration would.
-    #[error("the KEK is not one that a configuration can name")]
-    Config(#[source] ConfigError),
-    /// The KEK cannot be used as it is named.
-    #[error("the KEK cannot be used as it is named")]
-    Connect(#[source] StartError),
-    /// The KEK does not wrap and unwrap.
-    #[error("the KEK cannot wrap and unwrap a data key")]
-    Kek(Fault),
+    /// `kube-kms` cannot be run.
+    #[error("{} cannot be run", .0.display())]
+    Program(PathBuf, #[source] std::io::Error),
+    /// The KEK does not wrap and unwrap, or cannot be used as it is named.
+    #[error("the KEK cannot be used:\n{said}")]
+    Kek {
+        /// The exit status of `kube-kms check`.
+        status: i32,
+        /// What it said.
+        said: String,
+    },
     /// `rotate_to` without an alias.
     #[error("--rotate-to points an alias at another key, and --kek is not an alias")]
     NoAlias,

@@ -3,7 +3,7 @@
 //! A keyring file is moved away; in front of an endpoint without TLS stands a TCP proxy. In front of one with TLS nothing can
 //! stand without its certificate, so that way is not cut, and the drill says so.
 
-use crate::drill::task::Tasks;
+use crate::task::Tasks;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -129,7 +129,7 @@ mod tests {
     fn a_keyring_is_moved_away_and_back() {
         let dir = tempfile::tempdir().unwrap();
         let (path, away) = (dir.path().join("k"), dir.path().join("k.away"));
-        crate::durable::write(&path, b"x", crate::durable::Existing::Refuse).unwrap();
+        kube_kms_os::durable::write(&path, b"x", kube_kms_os::durable::Existing::Refuse).unwrap();
         let reach = Reach::File { path: path.clone(), away };
         reach.cut().unwrap();
         assert!(!path.exists());

@@ -1,12 +1,12 @@
 //! The rehearsal: builds the world, plays the ten steps, takes the world down again however it ended.
 
-use crate::drill::claim::millis;
-use crate::drill::plan::{DrillError, KekPlan, Plan};
-use crate::drill::report::{DOES_NOT_PROVE, PROVES, Report, Totals};
-use crate::drill::script::{Progress, play};
-use crate::drill::step::SCRIPT;
-use crate::drill::world::World;
-use crate::os::{Stopwatch, wall_clock};
+use crate::claim::millis;
+use crate::plan::{DrillError, KekPlan, Plan};
+use crate::report::{DOES_NOT_PROVE, PROVES, Report, Totals};
+use crate::script::{Progress, play};
+use crate::step::SCRIPT;
+use crate::world::World;
+use kube_kms_os::{Stopwatch, wall_clock};
 use std::sync::Arc;
 
 /// Rehearses, unless `interrupted` comes first.

@@ -1,7 +1,7 @@
 //! A report for people: as text for a terminal, as Markdown for a ticket.
 
-use crate::drill::claim::{Claim, StepReport, Verdict};
-use crate::drill::report::Report;
+use crate::claim::{Claim, StepReport, Verdict};
+use crate::report::Report;
 use std::fmt::Write as _;
 
 /// How many changes of Status are shown; all are in the JSON.
@@ -109,7 +109,7 @@ fn cell(text: &str) -> String {
 #[must_use]
 pub fn markdown(report: &Report) -> String {
     let mut out = format!(
-        "# kube-kms drill {}\n\n{}. KEK: {}, {} objects, kube-kms {}, begun {}.\n",
+        "# kmsctl drill {}\n\n{}. KEK: {}, {} objects, kube-kms {}, begun {}.\n",
         report.drill,
         summary(report),
         report.kek,
@@ -158,9 +158,9 @@ pub fn markdown(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drill::claim::{Sheet, Step};
-    use crate::drill::report::Totals;
-    use crate::drill::tempo::Tempo;
+    use crate::claim::{Sheet, Step};
+    use crate::report::Totals;
+    use crate::tempo::Tempo;
     use std::time::Duration;
 
     static STEP: Step = Step { number: 4, name: "converge", passes_when: "it moves", claims: &["a|b", "c", "d"] };

@@ -1,8 +1,8 @@
 //! The outcome of a drill: every claim, what was measured, and what it is worth.
 
-use crate::drill::claim::{StepReport, Verdict};
-use crate::drill::tempo::Setting;
-use crate::drill::timeline::Seen;
+use crate::claim::{StepReport, Verdict};
+use crate::tempo::Setting;
+use crate::timeline::Seen;
 use serde::Serialize;
 
 /// How many claims ended how.
@@ -98,8 +98,8 @@ pub(crate) const LIVE_PROVES: [&str; 3] = [
 /// What it does not.
 pub(crate) const LIVE_DOES_NOT_PROVE: [&str; 4] = [
     "anything about backups and snapshots of etcd, which need the old key for as long as they may be restored: \
-     `kube-kms scan --snapshot FILE` for each",
+     `kmsctl scan --snapshot FILE` for each",
     "anything about another etcd or prefix (--etcd-servers-overrides, other clusters under the same KEK)",
-    "how the plugins live through an outage, or a kill: that is not tried on a cluster; `kube-kms drill rehearse` tries it",
+    "how the plugins live through an outage, or a kill: that is not tried on a cluster; `kmsctl drill rehearse` tries it",
     "what another program has under the same KEK",
 ];

@@ -4,8 +4,8 @@
 //! Guarantees: every step of the script is in the result; one that cannot go on leaves the rest of its claims untried, with
 //! the reason, and the next step is played all the same: whether it can run is for it to say.
 
-use crate::drill::claim::{Sheet, Step, StepReport};
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step, StepReport};
+use kube_kms_os::Stopwatch;
 use std::fmt;
 use std::pin::Pin;
 
@@ -70,7 +70,7 @@ pub async fn play_one<W>(scene: &Scene<W>, world: &mut W, progress: &dyn Progres
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drill::claim::Verdict;
+    use crate::claim::Verdict;
 
     static ONE: Step = Step { number: 1, name: "one", passes_when: "", claims: &["a", "b"] };
     static TWO: Step = Step { number: 2, name: "two", passes_when: "", claims: &["a"] };

@@ -2,7 +2,7 @@
 //!
 //! What an object holds is known from its key, so that a read is compared byte for byte.
 
-use crate::etcd::value::Value;
+use kube_kms_etcd::value::Value;
 use std::collections::BTreeMap;
 
 /// See the module.
@@ -61,7 +61,7 @@ impl Store {
         self.0.keys().cloned().collect()
     }
 
-    /// The scan: each value is told apart as `kube-kms scan` does, but every object is kept by name.
+    /// The scan: each value is told apart as `kmsctl scan` does, but every object is kept by name.
     pub(crate) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         for (key, value) in &self.0 {
@@ -77,8 +77,8 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::stored;
-    use crate::api::v2::EncryptedObject;
+    use kms_v2_api::stored;
+    use kms_v2_api::v2::EncryptedObject;
 
     #[test]
     fn objects_are_counted_by_key_id_and_what_is_not_encrypted_apart() {

@@ -1,6 +1,6 @@
 //! How fast a rehearsal goes: the sandbox's settings, and what each means for the settings of an operator.
 
-use crate::service::rhythm::rotation_seen_within;
+use kube_kms_core::rotation::rotation_seen_within;
 use serde::Serialize;
 use std::time::Duration;
 

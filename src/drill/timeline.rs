@@ -3,11 +3,11 @@
 //! Guarantees: one connection and one task for each plugin, which asks every 50 ms or as told; they end with this. A plugin that is
 //! not there is an entry too.
 
-use crate::client::kms::{KmsClient, Target};
-use crate::core::port::{Clock, Moment};
-use crate::drill::claim::millis;
-use crate::drill::task::Tasks;
-use crate::os::MonotonicClock;
+use crate::claim::millis;
+use crate::task::Tasks;
+use kms_v2_client::kms::{KmsClient, Target};
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_os::MonotonicClock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

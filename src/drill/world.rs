@@ -4,27 +4,22 @@
 //! Guarantees: processes end and the directory goes when this is dropped, in that order. What was changed outside of the
 //! sandbox (an alias, the state of a key) is put back by [`World::tear_down`], which the drill calls however it ends.
 
-use crate::client::apiserver::{Finding, FindingCode};
-use crate::config;
-use crate::core::port::Entropy;
-use crate::daemon::keks;
-use crate::drill::admin::{KekAdmin, local::LocalAdmin};
-use crate::drill::front::Front;
-use crate::drill::load::Load;
-use crate::drill::node::{Launch, Node};
-use crate::drill::plan::{DrillError, KekPlan, Plan};
-use crate::drill::reach::{Proxy, Reach};
-use crate::drill::sandbox::Sandbox;
-use crate::drill::script::Progress;
-use crate::drill::store::Store;
-use crate::drill::tempo::Tempo;
-use crate::drill::timeline::{Seen, Timeline};
-use crate::kek::local::operation;
-use crate::os::{MonotonicClock, OsEntropy, wall_clock};
-use crate::service::observer::Unobserved;
-use crate::service::prepare::prepare;
+use crate::admin::{KekAdmin, local::LocalAdmin};
+use crate::check::{Checked, check};
+use crate::front::Front;
+use crate::load::Load;
+use crate::node::{Launch, Node};
+use crate::plan::{DrillError, KekPlan, Plan};
+use crate::reach::{Proxy, Reach};
+use crate::sandbox::Sandbox;
+use crate::script::Progress;
+use crate::store::Store;
+use crate::tempo::Tempo;
+use crate::timeline::{Seen, Timeline};
+use kms_v2_judge::apiserver::{Finding, FindingCode};
+use kube_kms_kek_local::operation;
+use kube_kms_os::{OsEntropy, wall_clock};
 use serde_json::json;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,7 +93,7 @@ impl World {
             nodes.push(Node::new(sandbox.path(), name, &launch).map_err(DrillError::Sandbox)?);
         }
         let config = nodes.first().map(Node::config).unwrap_or_default();
-        let (key_id, identity) = ask_kek(&config).await?;
+        let Checked { key_id, kek: identity } = check(&plan.program, &config).await?;
         let admin = admin_of(&plan.kek, &sandbox, &identity).await?;
         progress.note(&format!("sandbox {}; KEK {identity}", sandbox.path().display()));
         Ok(Self {
@@ -128,7 +123,7 @@ impl World {
     /// The key_id of what the KEK wraps now: from the KEK itself, not from a plugin.
     pub(crate) async fn key_id_of_kek(&self) -> Result<String, String> {
         let config = self.nodes.first().map(Node::config).unwrap_or_default();
-        ask_kek(&config).await.map(|(key_id, _)| key_id).map_err(|error| error.to_string())
+        check(&self.plan.program, &config).await.map(|checked| checked.key_id).map_err(|error| error.to_string())
     }
 
     /// Two key_ids, once something was rotated.
@@ -178,7 +173,7 @@ impl World {
         within: Duration,
         holds: impl Fn(&Self, &Node) -> bool,
     ) -> Result<(), String> {
-        let watch = crate::os::Stopwatch::start();
+        let watch = kube_kms_os::Stopwatch::start();
         loop {
             let missing: Vec<&str> =
                 self.nodes.iter().filter(|node| !holds(self, node)).map(|node| node.name.as_str()).collect();
@@ -228,21 +223,9 @@ async fn reach_of(endpoint: Option<&str>) -> Result<Reach, DrillError> {
     }
 }
 
-/// One wrap and unwrap as the configured plugin makes them: the key_id and the KEK's identity.
-async fn ask_kek(path: &Path) -> Result<(String, String), DrillError> {
-    let config = config::load(path).map_err(DrillError::Config)?;
-    let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
-    let keks = keks::connect(&config, &entropy, None).await.map_err(DrillError::Connect)?;
-    let clock = MonotonicClock::new();
-    let made = prepare(keks.write(), &config.settings, &clock, &*entropy, &Unobserved).await;
-    let candidate = made.map_err(DrillError::Kek)?;
-    Ok((candidate.key_id.as_str().to_owned(), candidate.version().kek.to_string()))
-}
-
 #[cfg(feature = "aws")]
 async fn admin_of(kek: &KekPlan, sandbox: &Sandbox, identity: &str) -> Result<Box<dyn KekAdmin>, DrillError> {
-    use crate::drill::admin::aws::{AwsAdmin, Rotation};
-
+    use crate::admin::aws::{AwsAdmin, Rotation};
     Ok(match kek {
         KekPlan::Local => Box::new(LocalAdmin::new(sandbox.path().join("keyring.json"))),
         KekPlan::Aws { key, region, endpoint, rotate_to, disable_old } => {

@@ -2,9 +2,9 @@
 //!
 //! Guarantees: [`Census::tally`] is of the records of each resource at one revision, however often etcd compacted.
 
-use crate::etcd::record::Record;
-use crate::etcd::scan::{Progress, Sink};
-use crate::etcd::tally::Tally;
+use crate::record::Record;
+use crate::scan::{Progress, Sink};
+use crate::tally::Tally;
 
 /// Sees what goes through a census, for progress bars and the like.
 pub type OnProgress<'a> = Box<dyn FnMut(Progress) + 'a>;

@@ -4,11 +4,11 @@
 //! to do about it. Refuses to know what is read. SPEC: etcd `api/v3rpc/rpctypes` (the texts of its errors); compaction and
 //! a page that is too large both come as OutOfRange and are told apart by their text.
 
-use crate::etcd::access::{Access, Member, chain};
-use crate::etcd::rpc::auth_client::AuthClient;
-use crate::etcd::rpc::kv_client::KvClient;
-use crate::etcd::rpc::maintenance_client::MaintenanceClient;
-use crate::etcd::rpc::{AuthenticateRequest, RangeRequest, RangeResponse, StatusRequest};
+use crate::access::{Access, Member, chain};
+use crate::rpc::auth_client::AuthClient;
+use crate::rpc::kv_client::KvClient;
+use crate::rpc::maintenance_client::MaintenanceClient;
+use crate::rpc::{AuthenticateRequest, RangeRequest, RangeResponse, StatusRequest};
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;

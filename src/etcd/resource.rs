@@ -4,7 +4,7 @@
 //! row except at the top level. Refuses to know values. SPEC: the storage prefixes of kube-apiserver's registries; custom
 //! resources have their group before their plural; some built-in ones are stored under another word than their own.
 
-use crate::core::printable::printable;
+use kube_kms_core::printable::printable;
 
 /// Built-in directories whose word is not the name of the resource.
 const ODD: [(&str, &str); 10] = [

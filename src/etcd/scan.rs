@@ -5,12 +5,12 @@
 //! One page is in memory. Refuses to know what a value means. SPEC: for every page etcd counts the rest of the range, so few
 //! large pages are cheap and many small ones are not.
 
-use crate::etcd::client::{EtcdClient, EtcdError};
-use crate::etcd::record::Record;
-use crate::etcd::resource::{Directory, directories};
-use crate::etcd::rpc::{RangeRequest, RangeResponse};
-use crate::os::Stopwatch;
+use crate::client::{EtcdClient, EtcdError};
+use crate::record::Record;
+use crate::resource::{Directory, directories};
+use crate::rpc::{RangeRequest, RangeResponse};
 use bytes::Bytes;
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 /// Bytes of one value at most, however large etcd's own limit was made.
@@ -266,7 +266,7 @@ impl Scan<'_> {
 
     /// The next page should have the bytes that are wanted, if its values are like these.
     fn resize(&mut self, page: &RangeResponse) {
-        let bytes = |kv: &crate::etcd::rpc::KeyValue| kv.key.len().saturating_add(kv.value.len()).saturating_add(32);
+        let bytes = |kv: &crate::rpc::KeyValue| kv.key.len().saturating_add(kv.value.len()).saturating_add(32);
         let all: usize = page.kvs.iter().map(bytes).fold(0, usize::saturating_add);
         let each = all.checked_div(page.kvs.len()).unwrap_or(1).max(1);
         let fitting = u64::try_from(self.settings.page_bytes.checked_div(each).unwrap_or(1)).unwrap_or(u64::MAX);

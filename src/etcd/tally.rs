@@ -4,11 +4,11 @@
 //! objects, and is bounded all the same, because whoever writes to etcd chooses those: what is over a bound is counted
 //! as such, never left out. Counts are exact below. Refuses to know how records are read and what is printed.
 
-use crate::core::envelope::lp;
-use crate::core::printable::printable;
-use crate::etcd::record::Record;
-use crate::etcd::resource::Directory;
-use crate::etcd::value::{Damage, DekSourceType, Form, KmsV2, Value, half};
+use crate::record::Record;
+use crate::resource::Directory;
+use crate::value::{Damage, DekSourceType, Form, KmsV2, Value, half};
+use kube_kms_core::envelope::lp;
+use kube_kms_core::printable::printable;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 

@@ -4,11 +4,11 @@
 //! the rules of kube-apiserver. Refuses to know keys: nothing is decrypted. SPEC:
 //! k8s.io/apiserver encryptionconfig `config.go` (prefixes), envelope `ValidateEncryptedObject` (limits).
 
-use crate::api::stored::PREFIX;
-use crate::core::annotation::{KEK, RECOVERY_MAX, is_name};
-use crate::core::envelope::lp;
-use crate::core::kek_ref::KekRef;
-use crate::core::limit;
+use kms_v2_api::stored::PREFIX;
+use kube_kms_core::annotation::{KEK, RECOVERY_MAX, is_name};
+use kube_kms_core::envelope::lp;
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::limit;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use sha2::{Digest, Sha256};
 

@@ -4,8 +4,8 @@
 //! or not counted apart is a no, and so is a key_id that nothing is under. Refuses to know what was not counted: backups,
 //! other prefixes, what the API servers write next; whoever prints a yes says so.
 
-use crate::core::key_id::KeyId;
-use crate::etcd::tally::Tally;
+use crate::tally::Tally;
+use kube_kms_core::key_id::KeyId;
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -73,7 +73,7 @@ impl Verdict {
 }
 
 fn printable(text: &str) -> std::borrow::Cow<'_, str> {
-    crate::core::printable::printable(text.as_bytes())
+    kube_kms_core::printable::printable(text.as_bytes())
 }
 
 fn count(objects: u64) -> String {
@@ -83,9 +83,9 @@ fn count(objects: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::stored;
-    use crate::api::v2::EncryptedObject;
-    use crate::etcd::record::Record;
+    use crate::record::Record;
+    use kms_v2_api::stored;
+    use kms_v2_api::v2::EncryptedObject;
 
     fn kms(key_id: &str, kind: i32) -> Vec<u8> {
         let object = EncryptedObject {

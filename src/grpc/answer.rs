@@ -3,11 +3,11 @@
 //! Guarantees: an answer is exactly what prost makes of the whole message; key_id and annotations come from the write state that
 //! sealed. Refuses to know how an answer is sent. SPEC: protobuf encoding: a message may be given in pieces, one after the other.
 
-use crate::api::v2::{DecryptResponse, EncryptResponse, StatusResponse};
-use crate::grpc::message::framed;
-use crate::service::plugin::{Encrypted, StatusAnswer};
-use crate::service::write_state::WriteState;
+use crate::message::framed;
 use bytes::Bytes;
+use kms_v2_api::v2::{DecryptResponse, EncryptResponse, StatusResponse};
+use kube_kms_service::plugin::{Encrypted, StatusAnswer};
+use kube_kms_service::write_state::WriteState;
 use prost::Message;
 
 /// The API version that Status reports. SPEC: kube-apiserver pins the first answer for its life.
@@ -39,7 +39,7 @@ fn key_id_and_annotations(write: &WriteState) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::write_state::tests::{settings, write_state};
+    use kube_kms_service::fixture::{settings, write_state};
     use std::sync::Arc;
 
     fn message(frame: &[u8]) -> &[u8] {

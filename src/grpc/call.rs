@@ -3,18 +3,18 @@
 //! Guarantees: a call is counted once, also when its caller goes away; at most so many are served at once, the rest is refused and
 //! not queued without end.
 
-use crate::core::fault::{Fault, Reason};
-use crate::core::key_id::KeyId;
-use crate::core::limit;
-use crate::core::port::{Clock, Moment};
-use crate::core::uid::Uid;
-use crate::grpc::request_log::{RequestLog, Served, Under};
-use crate::grpc::status::status;
-use crate::service::decrypt::DekSource;
-use crate::service::observer::{Observer, Rpc};
-use crate::service::peer::Peer;
-use crate::span::{self, Scope, Span};
+use crate::request_log::{RequestLog, Served, Under};
+use crate::status::status;
 use http::HeaderMap;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::limit;
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_core::uid::Uid;
+use kube_kms_service::decrypt::DekSource;
+use kube_kms_service::observer::{Observer, Rpc};
+use kube_kms_service::peer::Peer;
+use kube_kms_span::{self as span, Scope, Span};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -4,17 +4,17 @@
 //! its own, and each with a seed in it has: [`super::reply`]); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
 //! waits for it; after `stop` there is a GOAWAY, and running calls end. Refuses to know what a request asks. SPEC: RFC 9113.
 
-use crate::core::limit;
-use crate::grpc::message;
-use crate::grpc::reply::{Outbox, Reply};
-use crate::grpc::request_log::Served;
-use crate::grpc::server::KmsServer;
-use crate::service::peer::Peer;
-use crate::service::waiting_room::Place;
+use crate::message;
+use crate::reply::{Outbox, Reply};
+use crate::request_log::Served;
+use crate::server::KmsServer;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::{Builder, Connection, SendResponse};
 use http::Request;
+use kube_kms_core::limit;
+use kube_kms_service::peer::Peer;
+use kube_kms_service::waiting_room::Place;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl Drop for Answered<'_> {
 
 fn log_refusal(error: Option<&h2::Error>) {
     if let Some(error) = error {
-        tracing::debug!(%error, "no HTTP/2 connection");
+        tracing::debug!(target: "kube_kms::grpc", %error, "no HTTP/2 connection");
     }
 }
 
@@ -206,7 +206,7 @@ where
                 }
             }
             Poll::Ready(Some(Err(error))) => {
-                tracing::debug!(%error, "a connection broke off");
+                tracing::debug!(target: "kube_kms::grpc", %error, "a connection broke off");
                 return Poll::Ready(Taken::Over);
             }
             Poll::Ready(None) => return Poll::Ready(Taken::Over),

@@ -4,8 +4,8 @@
 //! descriptors than so many connections do; a place is free again when its connection ends. Refuses to know what a connection
 //! is. SPEC: kube-apiserver has one connection, two for a while during a reload.
 
-use crate::service::peer::Peer;
-use crate::service::waiting_room::{Place, WaitingRoom};
+use kube_kms_service::peer::Peer;
+use kube_kms_service::waiting_room::{Place, WaitingRoom};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 

@@ -3,8 +3,8 @@
 //! A caller gives up at its deadline and learns nothing; we answer a little earlier with a reason.
 //! SPEC: gRPC over HTTP/2, "Timeout"; kube-apiserver sends 3 s by default.
 
-use crate::core::limit;
 use http::{HeaderMap, HeaderName};
+use kube_kms_core::limit;
 use std::time::Duration;
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");

@@ -5,15 +5,15 @@
 //! SPEC: gRPC over HTTP/2, "Requests" and "Responses"; the codes are those of tonic, but what no caller of KMS v2 sends is
 //! INVALID_ARGUMENT.
 
-use crate::core::fault::{Fault, Reason};
-use crate::core::limit::MESSAGE_MAX;
-use crate::service::waiting_room::{Place, WaitingRoom};
 use bytes::{BufMut, Bytes};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::limit::MESSAGE_MAX;
+use kube_kms_service::waiting_room::{Place, WaitingRoom};
 use prost::Message;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -221,13 +221,13 @@ pub(super) fn send(respond: &mut SendResponse<Bytes>, answer: Outcome) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::limit;
+    use kube_kms_core::limit;
     use tonic::Code;
 
     fn judged(received: &[u8]) -> Result<usize, Code> {
         missing(received).map_err(|refusal| match refusal {
             Refusal::Status(status) => status.code(),
-            Refusal::Fault(fault) => crate::grpc::status::code(fault.class().code()),
+            Refusal::Fault(fault) => crate::status::code(fault.class().code()),
         })
     }
 
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_largest_decrypt_that_the_protocol_allows_fits() {
-        let request = crate::api::v2::DecryptRequest {
+        let request = kms_v2_api::v2::DecryptRequest {
             ciphertext: vec![1; limit::CIPHERTEXT_MAX],
             uid: "u".repeat(1024),
             key_id: "k".repeat(limit::KEY_ID_MAX),
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_its_head_the_message_and_the_tail() {
-        let message = crate::api::v2::DecryptResponse { plaintext: vec![1, 2] };
+        let message = kms_v2_api::v2::DecryptResponse { plaintext: vec![1, 2] };
         assert_eq!(framed(&message, &[9])[..], [0, 0, 0, 0, 5, 0x0a, 2, 1, 2, 9]);
     }
 }

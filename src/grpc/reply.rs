@@ -4,8 +4,8 @@
 //! it writes in one buffer of 16 KiB that lives as long as the connection, and a crowd of seeds stood in it until as many answers
 //! came again. All other answers share a write. Refuses to know what an answer says.
 
-use crate::grpc::message::{self, Outcome};
-use crate::grpc::request_log::Served;
+use crate::message::{self, Outcome};
+use crate::request_log::Served;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ pub(super) struct Reply {
 impl Reply {
     fn send(mut self) -> Option<Served> {
         if let Err(error) = message::send(&mut self.to, self.outcome) {
-            tracing::debug!(%error, "nobody waits for this answer any more");
+            tracing::debug!(target: "kube_kms::grpc", %error, "nobody waits for this answer any more");
         }
         self.served
     }

@@ -5,12 +5,12 @@
 //! SECURITY: plaintext, ciphertext and annotations never get here. Lines about what failed, which a hostile peer or a hostile
 //! etcd can cause without end, are limited to a few per second and class; how many were left out is said.
 
-use crate::core::fault::{Class, Fault};
-use crate::core::key_id::KeyId;
-use crate::core::port::Moment;
-use crate::core::uid::Uid;
-use crate::service::observer::Rpc;
-use crate::service::write_state::WriteState;
+use kube_kms_core::fault::{Class, Fault};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::Moment;
+use kube_kms_core::uid::Uid;
+use kube_kms_service::observer::Rpc;
+use kube_kms_service::write_state::WriteState;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

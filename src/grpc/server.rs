@@ -3,30 +3,30 @@
 //! Guarantees: every call ends before its caller's deadline with a reason, also one whose message never comes; a peer that is not
 //! allowed is refused before its message is read; a caller that goes away takes its call along.
 
-use crate::api::v2::{DecryptRequest, EncryptRequest};
-use crate::core::fault::{Fault, Reason};
-use crate::core::limit;
-use crate::core::port::Clock;
-use crate::core::uid::Uid;
-use crate::grpc::call::Calls;
-use crate::grpc::connection;
-use crate::grpc::crowd::Crowd;
-use crate::grpc::deadline::patience;
-use crate::grpc::message::{Outcome, Refusal, decoded};
-use crate::grpc::reply::Reply;
-use crate::grpc::request_log::{Served, Under};
-use crate::grpc::status::status;
-use crate::grpc::{answer, message};
-use crate::service::decrypt::DecryptInput;
-use crate::service::observer::{Observer, Rpc};
-use crate::service::peer::{Peer, Session};
-use crate::service::plugin::Plugin;
-use crate::service::waiting_room::WaitingRoom;
+use crate::call::Calls;
+use crate::connection;
+use crate::crowd::Crowd;
+use crate::deadline::patience;
+use crate::message::{Outcome, Refusal, decoded};
+use crate::reply::Reply;
+use crate::request_log::{Served, Under};
+use crate::status::status;
+use crate::{answer, message};
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::request::Parts;
 use http::{HeaderMap, Request};
+use kms_v2_api::v2::{DecryptRequest, EncryptRequest};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::limit;
+use kube_kms_core::port::Clock;
+use kube_kms_core::uid::Uid;
+use kube_kms_service::decrypt::DecryptInput;
+use kube_kms_service::observer::{Observer, Rpc};
+use kube_kms_service::peer::{Peer, Session};
+use kube_kms_service::plugin::Plugin;
+use kube_kms_service::waiting_room::WaitingRoom;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -39,7 +39,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 use tonic::transport::server::Connected;
 
-pub use crate::grpc::answer::API_VERSION;
+pub use crate::answer::API_VERSION;
 
 /// Bytes that an annotation takes beside its name and value.
 const ANNOTATION: usize = 128;
@@ -105,7 +105,7 @@ impl KmsServer {
                                 served.await;
                             });
                         }
-                        Some(Err(error)) => tracing::debug!(%error, "a connection could not be accepted"),
+                        Some(Err(error)) => tracing::debug!(target: "kube_kms::grpc", %error, "a connection could not be accepted"),
                         None => break,
                     },
                     Some(_) = open.join_next(), if !open.is_empty() => {}

@@ -1,7 +1,7 @@
 //! Faults to gRPC statuses: the only place where it happens. UNKNOWN never leaves the process.
 
-use crate::core::fault::{Code, Fault};
-use crate::core::uid::Uid;
+use kube_kms_core::fault::{Code, Fault};
+use kube_kms_core::uid::Uid;
 use tonic::Status;
 
 /// The status of a fault: its constant phrase and the uid, and nothing else.
@@ -28,7 +28,7 @@ pub const fn code(code: Code) -> tonic::Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fault::Reason;
+    use kube_kms_core::fault::Reason;
 
     #[test]
     fn every_reason_becomes_its_code_and_carries_the_uid_but_no_cause() {

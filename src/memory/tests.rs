@@ -254,7 +254,7 @@ fn threads_that_take_and_free_at_once_keep_apart() {
 /// Runs an ignored test of this file in a process of its own: the figures and the limits are the whole process's.
 fn in_a_child(test: &str) {
     let child = Command::new(std::env::current_exe().unwrap())
-        .args([&format!("memory::tests::{test}"), "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .args([&format!("tests::{test}"), "--exact", "--ignored", "--nocapture", "--test-threads=1"])
         .output()
         .unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));

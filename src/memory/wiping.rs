@@ -11,15 +11,13 @@ use std::hint::black_box;
 /// Bytes under the current frame that [`wipe_stack`] overwrites: more than the key schedules of AES-256 and GHASH take.
 const STACK: usize = 16 * 1024;
 
-/// The allocator of every program with this crate in it: the system's, and wiped on the way back.
-struct Wiping;
-
-#[global_allocator]
-static ALLOCATOR: Wiping = Wiping;
+/// The system's allocator, and wiped on the way back. A program makes it its own with `#[global_allocator]`.
+#[derive(Debug)]
+pub struct WipingAllocator;
 
 // SAFETY: memory comes from and goes to `System`, with the layouts that the callers give. `realloc` is the trait's own: a new
 // allocation, a copy, and `dealloc` of the old one, which is wiped by that; the system's would move without wiping.
-unsafe impl GlobalAlloc for Wiping {
+unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are those that `System` asks for.
         unsafe { System.alloc(layout) }
@@ -49,14 +47,19 @@ pub(super) fn wipe_stack() {
 
 #[cfg(test)]
 mod tests {
+    use super::WipingAllocator;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
+
+    /// As in the program.
+    #[global_allocator]
+    static ALLOCATOR: WipingAllocator = WipingAllocator;
 
     /// In a process of its own: with nobody else at work in it, what was freed is still as it was left when it is read.
     #[test]
     fn what_is_freed_is_wiped_and_growing_leaves_nothing_behind() {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["memory::wiping::tests::child_frees", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["wiping::tests::child_frees", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .output()
             .unwrap();
         let said = format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));

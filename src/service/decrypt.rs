@@ -11,20 +11,20 @@ mod outage;
 mod revocation;
 mod word;
 
-use crate::core::annotation::{AdditionalData, Annotations, DekName, RecoveryWrap};
-use crate::core::envelope::Envelope;
-use crate::core::fault::{Class, Fault, Reason};
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
-use crate::core::uid::Uid;
-use crate::service::keyring::{Entry, Found, Joined, Progress};
-use crate::service::lane::Lane;
-use crate::service::observer::KeyringEvent;
-use crate::service::plugin::Plugin;
-use crate::service::reach::Word;
-use crate::service::unwrap::{self, Readers};
-use crate::service::write_state::WriteState;
-use crate::span;
+use crate::keyring::{Entry, Found, Joined, Progress};
+use crate::lane::Lane;
+use crate::observer::KeyringEvent;
+use crate::plugin::Plugin;
+use crate::reach::Word;
+use crate::unwrap::{self, Readers};
+use crate::write_state::WriteState;
+use kube_kms_core::annotation::{AdditionalData, Annotations, DekName, RecoveryWrap};
+use kube_kms_core::envelope::Envelope;
+use kube_kms_core::fault::{Class, Fault, Reason};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::uid::Uid;
+use kube_kms_span as span;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
@@ -389,8 +389,8 @@ const fn may_recover(fault: &Fault, break_glass: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::health::{OnDenied, OnUnusable};
-    use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, decrypt, plugin};
+    use crate::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, decrypt, plugin};
+    use kube_kms_core::health::{OnDenied, OnUnusable};
     use tokio::time::Instant;
 
     const PATIENCE: Duration = Duration::from_millis(2750);

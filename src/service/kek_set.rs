@@ -1,8 +1,8 @@
 //! The KEKs of one configuration: exactly one writes, any number read, and up to three are there for recovery.
 
-use crate::core::context::WrapContext;
-use crate::core::kek_ref::KekRef;
-use crate::core::port::Kek;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::port::Kek;
 use std::sync::Arc;
 
 /// One KEK and the context that its wraps are bound to.

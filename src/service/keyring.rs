@@ -8,15 +8,15 @@ mod entry;
 
 pub use entry::Entry;
 
-use crate::core::annotation::DekName;
-use crate::core::dek::Dek;
-use crate::core::fault::{Class, Fault, Reason};
-use crate::core::kek_ref::KekRef;
-use crate::core::limit;
-use crate::core::port::Moment;
-use crate::service::observer::{KeyringEvent, Observer};
+use crate::observer::{KeyringEvent, Observer};
 use entry::{Held, Slot, SlotRef};
 use hashbrown::{HashMap, HashSet};
+use kube_kms_core::annotation::DekName;
+use kube_kms_core::dek::Dek;
+use kube_kms_core::fault::{Class, Fault, Reason};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::limit;
+use kube_kms_core::port::Moment;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -344,8 +344,8 @@ impl Drop for Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::decrypt_fixture::{annotations, dek};
-    use crate::service::observer::Unobserved;
+    use crate::decrypt_fixture::{annotations, dek};
+    use crate::observer::Unobserved;
 
     const TTL: Duration = Duration::from_secs(60);
 

@@ -4,8 +4,8 @@
 //! all the rest share one, so that naming many key_ids wins nothing. Within a lane: first come, first served. When too many wait,
 //! the oldest of the longest lane is refused. SECURITY: whoever writes to etcd chooses what is asked about (docs/threat-model.md).
 
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
@@ -183,7 +183,7 @@ impl Drop for Door {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::kek_ref::KekKind;
+    use kube_kms_core::kek_ref::KekKind;
     use std::task::{Context, Poll, Waker};
 
     type Waiting = std::pin::Pin<Box<dyn Future<Output = Option<Door>>>>;

@@ -1,6 +1,6 @@
 //! What the service tells whoever counts: one trait, implemented by the telemetry and wired by the daemon.
 
-use crate::core::fault::Reason;
+use kube_kms_core::fault::Reason;
 use std::fmt;
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
 //! How fast the KMS may be asked: at most so many unwraps at once, and further apart each time it throttles us.
 //!
 //! Guarantees: a storm of Decrypts never becomes a storm at the KMS; who goes next is decided when a call may begin, by
-//! [`crate::service::lane`]; who was throttled does not lose its place to those who came later; the pace recovers by itself.
+//! [`crate::lane`]; who was throttled does not lose its place to those who came later; the pace recovers by itself.
 //! Probes do not wait here: they are few, and health must not queue behind a storm.
 
-use crate::core::fault::{Fault, Reason};
-use crate::core::limit;
-use crate::service::lane::{Lane, Queue};
+use crate::lane::{Lane, Queue};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::limit;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};

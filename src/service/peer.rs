@@ -1,8 +1,8 @@
 //! Who is at the other end of a connection, and what it was told: what the transport learns and the gRPC face judges by.
 
-use crate::core::fault::Fault;
-use crate::service::plugin::{Encrypted, Plugin, Published};
+use crate::plugin::{Encrypted, Plugin, Published};
 use arc_swap::Guard;
+use kube_kms_core::fault::Fault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

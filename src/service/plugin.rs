@@ -1,25 +1,25 @@
-//! The plugin: what the three RPCs share, Status and Encrypt. Decrypt is in [`crate::service::decrypt`].
+//! The plugin: what the three RPCs share, Status and Encrypt. Decrypt is in [`crate::decrypt`].
 //!
 //! Guarantees: Status and Encrypt read memory only, and both read the same [`Published`], which is swapped as a whole, so
 //! they can never disagree; no lock is held across an await. Refuses to know who calls and how.
 
-use crate::core::fault::{Fault, Reason};
-use crate::core::health::{State, StatusRule};
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
-use crate::core::port::{Clock, Entropy, Moment};
-use crate::service::kek_set::KekSet;
-use crate::service::keyring::Keyring;
-use crate::service::lane::Proven;
-use crate::service::observer::Observer;
-use crate::service::pace::Pace;
-use crate::service::prepare::Candidate;
-use crate::service::reach::{Reach, Word};
-use crate::service::settings::Settings;
-use crate::service::snapshot::Snapshot;
-use crate::service::write_state::WriteState;
+use crate::kek_set::KekSet;
+use crate::keyring::Keyring;
+use crate::lane::Proven;
+use crate::observer::Observer;
+use crate::pace::Pace;
+use crate::prepare::Candidate;
+use crate::reach::{Reach, Word};
+use crate::settings::Settings;
+use crate::snapshot::Snapshot;
+use crate::write_state::WriteState;
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::health::{State, StatusRule};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::{Clock, Entropy, Moment};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::Notify;
 
@@ -364,9 +364,9 @@ impl Plugin {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::kek_ref::KekKind;
-    use crate::service::probe_fixture::{HandClock, Remembering, ScriptedKek, key_id_of, plugin};
-    use crate::service::write_state::tests::{settings, write_state};
+    use crate::fixture::{settings, write_state};
+    use crate::probe_fixture::{HandClock, Remembering, ScriptedKek, key_id_of, plugin};
+    use kube_kms_core::kek_ref::KekKind;
     use std::time::Duration;
 
     const AGE: Duration = Duration::from_secs(7200);
@@ -480,8 +480,8 @@ mod tests {
         let plugin = plugin_in(State::Ready, true, true);
         for identity in ["kek", "gone"] {
             let kek = KekRef::new(KekKind::LOCAL, identity).unwrap();
-            let wrapped = crate::core::annotation::WrappedDek::parse(identity.as_bytes().to_vec()).unwrap();
-            let annotations = crate::core::annotation::Annotations::new(&kek, &wrapped);
+            let wrapped = kube_kms_core::annotation::WrappedDek::parse(identity.as_bytes().to_vec()).unwrap();
+            let annotations = kube_kms_core::annotation::Annotations::new(&kek, &wrapped);
             plugin.keyring().insert(&annotations, Arc::clone(write_state(&settings()).dek()), Moment(0));
         }
         assert_eq!(plugin.keyring().len(), 2);

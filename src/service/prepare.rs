@@ -3,21 +3,21 @@
 //! This is also the probe: it proves that the KEK can wrap and unwrap for us now, and which version of it does. So a
 //! version is never announced that cannot wrap, and a label never comes from another moment than its wrap.
 
-use crate::core::annotation::{Annotations, WrappedDek};
-use crate::core::dek::{Dek, DekBytes};
-use crate::core::fault::{Fault, Reason};
-use crate::core::health::Testimony;
-use crate::core::kek_ref::KekVersion;
-use crate::core::key_id::KeyId;
-use crate::core::port::{Clock, Entropy, Kek, KekCall, Wrapped};
-use crate::service::kek_set::{KekEntry, KekSet};
-use crate::service::observer::{KekOperation, Observer};
-use crate::service::plugin::Plugin;
-use crate::service::recovery::RecoveryOutcomes;
-use crate::service::settings::Settings;
-use crate::service::unwrap::unanswered;
-use crate::service::write_state::WriteState;
-use crate::span;
+use crate::kek_set::{KekEntry, KekSet};
+use crate::observer::{KekOperation, Observer};
+use crate::plugin::Plugin;
+use crate::recovery::RecoveryOutcomes;
+use crate::settings::Settings;
+use crate::unwrap::unanswered;
+use crate::write_state::WriteState;
+use kube_kms_core::annotation::{Annotations, WrappedDek};
+use kube_kms_core::dek::{Dek, DekBytes};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::health::Testimony;
+use kube_kms_core::kek_ref::KekVersion;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::{Clock, Entropy, Kek, KekCall, Wrapped};
+use kube_kms_span as span;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -182,9 +182,9 @@ pub(super) async fn observed<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::OsEntropy;
-    use crate::service::probe_fixture::{HandClock, Remembering, Script, ScriptedKek, entry, key_id_of};
-    use crate::service::write_state::tests::settings;
+    use crate::fixture::settings;
+    use crate::probe_fixture::{HandClock, Remembering, Script, ScriptedKek, entry, key_id_of};
+    use kube_kms_os::OsEntropy;
 
     #[derive(Debug)]
     struct NoEntropy;

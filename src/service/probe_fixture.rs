@@ -1,18 +1,18 @@
 //! What the tests of this folder share: a KEK that does as it is told, a clock that is moved by hand, and an observer that
 //! remembers.
 
-use crate::core::annotation::WrappedDek;
-use crate::core::context::WrapContext;
-use crate::core::dek::DekBytes;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
-use crate::core::key_id::KeyId;
-use crate::core::port::{Clock, Kek, KekCall, KekFuture, Moment, Unwrapped, Wrapped};
-use crate::os::OsEntropy;
-use crate::service::kek_set::{KekEntry, KekSet};
-use crate::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
-use crate::service::plugin::{Parts, Plugin};
-use crate::service::settings::Settings;
+use crate::kek_set::{KekEntry, KekSet};
+use crate::observer::{KekOperation, KeyringEvent, Observer, Rpc};
+use crate::plugin::{Parts, Plugin};
+use crate::settings::Settings;
+use kube_kms_core::annotation::WrappedDek;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::{Clock, Kek, KekCall, KekFuture, Moment, Unwrapped, Wrapped};
+use kube_kms_os::OsEntropy;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

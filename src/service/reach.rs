@@ -5,10 +5,10 @@
 //! past its time is asked about itself before it serves again (ARCHITECTURE.md, decision 5). Looked at only for what memory cannot
 //! answer. Tested row by row in `decrypt/revocation.rs`.
 
-use crate::core::fault::{Class, Fault, Reason};
-use crate::core::health::{OnDenied, Policy};
-use crate::core::kek_ref::KekRef;
-use crate::core::port::Moment;
+use kube_kms_core::fault::{Class, Fault, Reason};
+use kube_kms_core::health::{OnDenied, Policy};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::port::Moment;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -202,8 +202,8 @@ impl Reach {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::health::OnUnusable;
-    use crate::core::kek_ref::KekKind;
+    use kube_kms_core::health::OnUnusable;
+    use kube_kms_core::kek_ref::KekKind;
 
     const NEVER: Moment = Moment(0);
 

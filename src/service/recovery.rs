@@ -2,17 +2,17 @@
 //! loses nothing.
 //!
 //! Guarantees: a recovery KEK that is away or dead never stops writes and delays a new DEK by `probe.timeout` at most; a wrap
-//! that does not open again is not stored. How they are used for opening is in [`crate::service::decrypt`].
+//! that does not open again is not stored. How they are used for opening is in [`crate::decrypt`].
 
-use crate::core::annotation::RecoveryWrap;
-use crate::core::dek::DekBytes;
-use crate::core::fault::{Fault, Reason};
-use crate::core::port::{Clock, KekCall};
-use crate::service::kek_set::{KekEntry, KekSet};
-use crate::service::observer::{KekOperation, Observer};
-use crate::service::plugin::Plugin;
-use crate::service::prepare::observed;
-use crate::service::settings::Settings;
+use crate::kek_set::{KekEntry, KekSet};
+use crate::observer::{KekOperation, Observer};
+use crate::plugin::Plugin;
+use crate::prepare::observed;
+use crate::settings::Settings;
+use kube_kms_core::annotation::RecoveryWrap;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::port::{Clock, KekCall};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,8 +73,8 @@ pub async fn wrap_under(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::OsEntropy;
-    use crate::service::probe_fixture::{HandClock, Remembering, Script, ScriptedKek, entry};
+    use crate::probe_fixture::{HandClock, Remembering, Script, ScriptedKek, entry};
+    use kube_kms_os::OsEntropy;
 
     async fn wrapped(change: impl FnOnce(&mut Script)) -> Result<RecoveryWrap, Reason> {
         let kek = ScriptedKek::new("A");

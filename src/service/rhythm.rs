@@ -1,16 +1,14 @@
-//! When the KMS is asked next, and within what time that notices a rotation.
+//! When the KMS is asked next.
 //!
 //! Guarantees: a healthy KMS is asked once an interval; one that is away often enough for its return to be seen within 10 s; one
 //! that throttles us less often than a healthy one, while nobody notices. Refuses to know what is done with an answer.
 
-use crate::core::fault::Reason;
-use crate::core::health::{self, Record, State};
-use crate::service::saver::PATIENCE;
+use kube_kms_core::fault::Reason;
+use kube_kms_core::health::{self, Record, State};
+use kube_kms_core::rotation::OBSERVE_AGAIN;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A changed KEK version is asked for again after this time.
-const OBSERVE_AGAIN: Duration = Duration::from_secs(2);
 /// Failed probes are repeated after this time, doubled each time, up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// So that recovery is noticed within 10 s (docs/conformance.md, item 28): the last probe before it may have hung for
@@ -20,15 +18,6 @@ const RETRY_LONGEST: Duration = Duration::from_secs(6);
 const THROTTLED_FACTOR: u32 = 2;
 /// No timer is set for less: a clock may be a hair behind the runtime's.
 const SHORTEST: Duration = Duration::from_millis(1);
-
-/// The longest time from a rotation until Status reports it, by the settings alone, the wait for the disk included: the probe
-/// that has just begun is answered, the next one comes an interval later, and each further look some seconds after it.
-#[must_use]
-pub fn rotation_seen_within(interval: Duration, timeout: Duration, observations: u32) -> Duration {
-    let looks = OBSERVE_AGAIN.min(interval).saturating_mul(observations.saturating_sub(1));
-    let calls = timeout.saturating_mul(observations.saturating_add(1)).saturating_mul(2);
-    interval.saturating_add(looks).mul_f64(health::JITTER_MOST).saturating_add(calls).saturating_add(PATIENCE)
-}
 
 /// How long after a round the next one begins, before jitter.
 pub(super) fn wait_after(record: &Record, state: &State, observing: bool, interval: Duration) -> Duration {

@@ -4,7 +4,7 @@
 //! by [`PATIENCE`] once and not at all while it goes on, and is said; what could not be written is tried again with every
 //! probe. Refuses to know what a file is ([`Disk`]).
 
-use crate::service::state_file::{Remembered, StateFile};
+use crate::state_file::{Remembered, StateFile};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// How long a key_id waits for the disk before it is reported all the same.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = kube_kms_core::rotation::REMEMBERED_WITHIN;
 
 /// Where it is written to.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -139,13 +139,13 @@ impl Saver {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::core::key_id::KeyId;
+    use kube_kms_core::key_id::KeyId;
     use std::sync::{Arc, Mutex};
     use tokio::time::Instant;
 
     /// A disk that takes so long for each write, or fails it.
     #[derive(Clone, Debug, Default)]
-    pub(in crate::service) struct ScriptedDisk(Arc<Mutex<Script>>);
+    pub(crate) struct ScriptedDisk(Arc<Mutex<Script>>);
 
     #[derive(Debug, Default)]
     struct Script {
@@ -157,12 +157,12 @@ pub(super) mod tests {
     }
 
     impl ScriptedDisk {
-        pub(in crate::service) fn set(&self, takes: Duration, fails: bool) {
+        pub(crate) fn set(&self, takes: Duration, fails: bool) {
             let mut script = self.0.lock().unwrap();
             (script.takes, script.fails) = (takes, fails);
         }
 
-        pub(in crate::service) fn content(&self) -> Option<Remembered> {
+        pub(crate) fn content(&self) -> Option<Remembered> {
             self.0.lock().unwrap().content.clone()
         }
 

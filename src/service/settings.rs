@@ -1,6 +1,6 @@
 //! What the operator decides about the use cases, already validated.
 
-use crate::core::health::Policy;
+use kube_kms_core::health::Policy;
 use std::time::Duration;
 
 /// Settings of the service; a reload replaces them as a whole.

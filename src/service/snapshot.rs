@@ -1,14 +1,14 @@
 //! What can be said about the plugin at one moment: for /readyz, /metrics and the log. Nothing here is secret.
 
-use crate::core::fault::Reason;
-use crate::core::kek_ref::KekVersion;
-use crate::core::key_id::KeyId;
+use kube_kms_core::fault::Reason;
+use kube_kms_core::kek_ref::KekVersion;
+use kube_kms_core::key_id::KeyId;
 use std::time::Duration;
 
 /// The state at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// One of [`crate::core::health::State::LABELS`].
+    /// One of [`kube_kms_core::health::State::LABELS`].
     pub state: &'static str,
     /// Why it is not `ready`; in `ready` what the operator should settle: a KEK version that is refused.
     pub because: Option<Reason>,

@@ -4,9 +4,9 @@
 //! have written it, it is set aside with a warning and serving goes on. Reading it waits for nothing but the disk. SPEC:
 //! open(2), fstat(2).
 
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
-use crate::durable::{self, Existing};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_os::durable::{self, Existing};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -286,7 +286,7 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::kek_ref::KekKind;
+    use kube_kms_core::kek_ref::KekKind;
 
     fn id(name: &str) -> KeyId {
         KeyId::parse(name.to_owned()).unwrap()

@@ -5,20 +5,20 @@
 //! reported, or the disk stalls and that is said; a state begins at its moment, whatever a probe does; a failed reload
 //! changes nothing.
 
-use crate::core::fault::{Fault, Reason};
-use crate::core::health::{self, Holdings, Record, State, Testimony, judge};
-use crate::core::key_id::KeyId;
-use crate::core::port::Moment;
-use crate::core::rotation::{Decision, Reported, Sightings, decide};
-use crate::service::kek_set::KekSet;
-use crate::service::plugin::{Plugin, Previous, Published};
-use crate::service::prepare::{Candidate, prepare, probe};
-use crate::service::recovery;
-use crate::service::rhythm::{at_change, later, wait_after};
-use crate::service::saver::{Disk, Saver};
-use crate::service::settings::Settings;
-use crate::service::state_file::Remembered;
-use crate::service::write_state::WriteState;
+use crate::kek_set::KekSet;
+use crate::plugin::{Plugin, Previous, Published};
+use crate::prepare::{Candidate, prepare, probe};
+use crate::recovery;
+use crate::rhythm::{at_change, later, wait_after};
+use crate::saver::{Disk, Saver};
+use crate::settings::Settings;
+use crate::state_file::Remembered;
+use crate::write_state::WriteState;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::health::{self, Holdings, Record, State, Testimony, judge};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::Moment;
+use kube_kms_core::rotation::{Decision, Reported, Sightings, decide};
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;

@@ -5,13 +5,13 @@
 //! fresh again, and what a KEK that does not answer has wrapped is kept: it may be the last copy in reach. Refuses to judge a KEK:
 //! that is the supervisor's, and what is within its time stays (ARCHITECTURE.md, decision 5).
 
-use crate::core::annotation::DekName;
-use crate::core::kek_ref::KekRef;
-use crate::core::port::Moment;
-use crate::core::uid::Uid;
-use crate::service::lane::Lane;
-use crate::service::plugin::Plugin;
-use crate::service::unwrap::Readers;
+use crate::lane::Lane;
+use crate::plugin::Plugin;
+use crate::unwrap::Readers;
+use kube_kms_core::annotation::DekName;
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::port::Moment;
+use kube_kms_core::uid::Uid;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +51,8 @@ pub async fn sweep(plugin: Arc<Plugin>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fault::Reason;
-    use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, decrypt_under, plugin};
+    use crate::decrypt_fixture::{Line, ScriptedKek, annotations, decrypt_under, plugin};
+    use kube_kms_core::fault::Reason;
 
     const TTL: Duration = Duration::from_secs(600);
     const AT_ONCE: Line = Line::Unwrap(Duration::ZERO);
@@ -117,7 +117,7 @@ mod tests {
                 assert_eq!(read(&plugin, n).await, Ok(()), "{reason}");
             }
             let asks = plugin.keyring().find(&annotations("other", 7), plugin.clock().now());
-            assert!(matches!(asks, crate::service::keyring::Found::Expired(_)), "{asks:?}");
+            assert!(matches!(asks, crate::keyring::Found::Expired(_)), "{asks:?}");
         }
     }
 

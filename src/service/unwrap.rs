@@ -1,21 +1,21 @@
-//! One unwrap, with its retries: what a [`crate::service::keyring::Flight`] runs in a task of its own.
+//! One unwrap, with its retries: what a [`crate::keyring::Flight`] runs in a task of its own.
 //!
 //! Guarantees: bounded in time and in attempts; only transient faults are retried, with jitter; while the KEK is known
 //! to be away there is one attempt only, so that callers hear soon. A denied call is never retried by itself. What each attempt
-//! came to is noted for the KEK ([`crate::service::reach`]).
+//! came to is noted for the KEK ([`crate::reach`]).
 
-use crate::core::annotation::{DekName, WrappedDek};
-use crate::core::dek::Dek;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::KekRef;
-use crate::core::port::KekCall;
-use crate::core::uid::Uid;
-use crate::service::keyring::Flight;
-use crate::service::lane::Lane;
-use crate::service::observer::KekOperation;
-use crate::service::plugin::Plugin;
-use crate::service::prepare::observed;
-use crate::service::reach::Word;
+use crate::keyring::Flight;
+use crate::lane::Lane;
+use crate::observer::KekOperation;
+use crate::plugin::Plugin;
+use crate::prepare::observed;
+use crate::reach::Word;
+use kube_kms_core::annotation::{DekName, WrappedDek};
+use kube_kms_core::dek::Dek;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::port::KekCall;
+use kube_kms_core::uid::Uid;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -169,9 +169,9 @@ fn jittered(plugin: &Plugin, pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::annotation::Annotations;
-    use crate::service::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, dek, plugin};
-    use crate::service::keyring::Joined;
+    use crate::decrypt_fixture::{Line, ScriptedKek, annotations, begin_outage, dek, plugin};
+    use crate::keyring::Joined;
+    use kube_kms_core::annotation::Annotations;
     use tokio::time::Instant;
 
     const AT_ONCE: Line = Line::Unwrap(Duration::ZERO);
@@ -306,12 +306,12 @@ mod tests {
             drop(plugin.pace().turn(Lane::Stranger, || true).await.unwrap());
         }
         assert!(began.elapsed() >= Duration::from_millis(80), "{:?}", began.elapsed());
-        let aad = crate::core::annotation::AdditionalData::bind(
-            &crate::core::key_id::KeyId::parse("k".to_owned()).unwrap(),
+        let aad = kube_kms_core::annotation::AdditionalData::bind(
+            &kube_kms_core::key_id::KeyId::parse("k".to_owned()).unwrap(),
             annotations.all(),
         );
-        let sealed = dek(1).seal(&crate::os::OsEntropy, &aad, b"seed").unwrap();
-        let envelope = crate::core::envelope::Envelope::parse(&sealed).unwrap();
+        let sealed = dek(1).seal(&kube_kms_os::OsEntropy, &aad, b"seed").unwrap();
+        let envelope = kube_kms_core::envelope::Envelope::parse(&sealed).unwrap();
         assert_eq!(**found.open(envelope, &aad).unwrap(), *b"seed");
     }
     #[tokio::test(start_paused = true)]
@@ -323,7 +323,7 @@ mod tests {
             panic!("not started")
         };
         let mut held = Vec::new();
-        for _ in 0..crate::core::limit::UNWRAPS_IN_FLIGHT_MAX {
+        for _ in 0..kube_kms_core::limit::UNWRAPS_IN_FLIGHT_MAX {
             held.push(plugin.pace().turn(Lane::Stranger, || true).await.unwrap());
         }
         let asking = asked(&plugin, &annotations, &flight);

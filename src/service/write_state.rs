@@ -3,14 +3,14 @@
 //! Guarantees: what Encrypt answers comes from one of these and from nothing else, so key_id, annotations and the key
 //! that sealed always belong together; no DEK seals more often than the hard limit. SPEC: NIST SP 800-38D 8.3.
 
-use crate::core::annotation::{AdditionalData, Annotations};
-use crate::core::dek::{Dek, check_plaintext};
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::KekVersion;
-use crate::core::key_id::KeyId;
-use crate::core::limit;
-use crate::core::port::{Entropy, Moment};
-use crate::service::settings::Settings;
+use crate::settings::Settings;
+use kube_kms_core::annotation::{AdditionalData, Annotations};
+use kube_kms_core::dek::{Dek, check_plaintext};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::KekVersion;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::limit;
+use kube_kms_core::port::{Entropy, Moment};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -39,7 +39,7 @@ pub struct Sealed {
 }
 
 impl WriteState {
-    /// Built only from a verified candidate; see [`crate::service::prepare`].
+    /// Built only from a verified candidate; see [`crate::prepare`].
     pub(super) fn new(
         key_id: KeyId,
         version: KekVersion,
@@ -135,42 +135,10 @@ impl WriteState {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::core::annotation::WrappedDek;
-    use crate::core::dek::DekBytes;
-    use crate::core::health::{OnDenied, OnUnusable, Policy};
-    use crate::core::kek_ref::{KekKind, KekRef};
-    use crate::os::OsEntropy;
-    use std::time::Duration;
-
-    pub(crate) fn settings() -> Settings {
-        Settings {
-            epoch: 0,
-            dek_max_age: Duration::from_secs(86_400),
-            dek_max_uses: 1 << 24,
-            cache_capacity: 4096,
-            cache_ttl: Duration::from_secs(3600),
-            probe_interval: Duration::from_secs(60),
-            probe_timeout: Duration::from_secs(2),
-            observations: 2,
-            policy: Policy {
-                grace: Duration::from_secs(3600),
-                on_denied: OnDenied::Coast,
-                on_unusable: OnUnusable::Coast,
-                stop_after: None,
-                confirmations: 2,
-            },
-        }
-    }
-
-    pub(crate) fn write_state(settings: &Settings) -> WriteState {
-        let dek = Arc::new(Dek::new(&DekBytes::generate(&OsEntropy).unwrap()).unwrap());
-        let version = KekVersion { kek: KekRef::new(KekKind::LOCAL, "k").unwrap(), version: "v".to_owned() };
-        let wrapped = WrappedDek::parse(vec![1, 2, 3]).unwrap();
-        let annotations = Annotations::new(&version.kek, &wrapped);
-        WriteState::new(KeyId::derive(&version, 0), version, annotations, Vec::new(), dek, Moment(0), settings)
-    }
+    use crate::fixture::{settings, write_state};
+    use kube_kms_os::OsEntropy;
 
     #[test]
     fn a_dek_never_seals_more_often_than_the_hard_limit() {
@@ -203,7 +171,7 @@ pub(crate) mod tests {
     fn what_is_sealed_opens_under_the_dek_and_the_binding_of_this_state_and_under_no_other() {
         let state = write_state(&settings());
         let sealed = state.seal(&OsEntropy, b"seed").unwrap().ciphertext;
-        let envelope = || crate::core::envelope::Envelope::parse(&sealed).unwrap();
+        let envelope = || kube_kms_core::envelope::Envelope::parse(&sealed).unwrap();
         assert_eq!(state.dek().open(envelope(), state.aad()).unwrap().as_slice(), b"seed");
         let renamed = AdditionalData::bind(&KeyId::derive(state.version(), 1), state.annotations().all());
         assert!(state.dek().open(envelope(), &renamed).is_err());

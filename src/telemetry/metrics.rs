@@ -5,13 +5,13 @@
 //! scrape (`gauge.rs`), so a series that has ended cannot linger. Refuses to know HTTP.
 //! SPEC: OpenMetrics 1.0; docs/conformance.md items 85, 86, 88; docs/observability.md.
 
-use crate::core::fault::Reason;
-use crate::core::kek_ref::KekKind;
-use crate::os::wall_clock;
-use crate::service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
-use crate::service::snapshot::Snapshot;
-use crate::telemetry::gauge::{self, ProcessFacts, Rotations};
-use crate::telemetry::otlp::Exports;
+use crate::gauge::{self, ProcessFacts, Rotations};
+use crate::otlp::Exports;
+use kube_kms_core::fault::Reason;
+use kube_kms_core::kek_ref::KekKind;
+use kube_kms_os::wall_clock;
+use kube_kms_service::observer::{KekOperation, KeyringEvent, Observer, Rpc};
+use kube_kms_service::snapshot::Snapshot;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -274,8 +274,8 @@ const fn kek_call_labels(kind: &'static str, operation: KekOperation, reason: &'
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::key_id::KeyId;
-    use crate::telemetry::exposition::{Page, changed, snapshot};
+    use crate::exposition::{Page, changed, snapshot};
+    use kube_kms_core::key_id::KeyId;
     use std::collections::BTreeSet;
 
     fn page(metrics: &Metrics) -> Page {

@@ -6,8 +6,8 @@
 //! marked, and refused there. SPEC: accept(2), whose errors include those of the connection that is taken.
 
 use super::peer::{AllowedUids, PeerStream};
-use crate::core::port::{Clock, Moment};
-use crate::service::peer::Peer;
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_service::peer::Peer;
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::pin::Pin;
@@ -100,14 +100,14 @@ impl<L: PollAccept> AcceptLoop<L> {
 
     fn report_error(&mut self, error: &io::Error) {
         if let Some(unreported) = self.errors.admit(self.clock.now()) {
-            tracing::warn!(%error, unreported, "a connection could not be accepted; still listening");
+            tracing::warn!(target: "kube_kms::transport", %error, unreported, "a connection could not be accepted; still listening");
         }
     }
 
     fn report_refusal(&mut self, peer: &Peer) {
         if let Some(unreported) = self.refusals.admit(self.clock.now()) {
             let (peer_uid, pid) = (peer.uid, peer.pid);
-            tracing::warn!(peer_uid, pid, unreported, "refusing calls of a peer whose uid is not in listen.allowUids");
+            tracing::warn!(target: "kube_kms::transport", peer_uid, pid, unreported, "refusing calls of a peer whose uid is not in listen.allowUids");
         }
     }
 }
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn a_process_without_file_descriptors_accepts_again_as_soon_as_it_has_some() {
         let done = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["transport::accept::tests::child_without_file_descriptors", "--exact", "--ignored"])
+            .args(["accept::tests::child_without_file_descriptors", "--exact", "--ignored"])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&done.stdout);

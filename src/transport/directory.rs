@@ -146,7 +146,7 @@ impl PathLock {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
-                    tracing::warn!(lock = %path.display(), "waiting for another instance that is binding the same socket");
+                    tracing::warn!(target: "kube_kms::transport", lock = %path.display(), "waiting for another instance that is binding the same socket");
                     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
                 }
                 Err(error) => return Err(error.into()),

@@ -2,7 +2,7 @@
 //!
 //! h2 reads behind what it has read already, in one buffer of 8 KiB after the other: the seeds of the last hundred Encrypts stood
 //! there for as long as the connection. When everything that came has been read, h2 is given a frame that fills the rest of the
-//! buffer, of a type that it has to ignore. So it takes another, and the old one is freed, which wipes it ([`crate::memory`]).
+//! buffer, of a type that it has to ignore. So it takes another, and the old one is freed, which wipes it ([`kube_kms_memory`]).
 //!
 //! Guarantees: the frame comes between two frames of the peer, never within one or within a block of headers. Refuses to know what
 //! the frames say. SPEC: RFC 9113, 3.4 (preface), 4.1 (frames), 4.3 (blocks of headers), 5.5 (unknown types are ignored).

@@ -5,7 +5,7 @@
 //! Refuses to know: gRPC, and how connections are accepted. SPEC: unix(7) SO_PEERCRED; SECURITY.md "Socket peer".
 
 use super::flush::Flush;
-use crate::service::peer::Peer;
+use kube_kms_service::peer::Peer;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;

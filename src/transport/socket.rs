@@ -5,9 +5,9 @@
 //! asked. Refuses to know: who connects. SPEC: ARCHITECTURE.md "Life of the
 //! process"; docs/conformance.md items 15, 73 and 74; unix(7).
 
-use super::address::{Place, SocketAddress};
 use super::directory::{self, PathLock, Unfit};
 use super::peer;
+use kms_v2_api::address::{Place, SocketAddress};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -226,7 +226,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if let Err(error) = self.unlink_if_ours() {
-            tracing::warn!(%error, "the socket file could not be removed; the next start replaces it");
+            tracing::warn!(target: "kube_kms::transport", %error, "the socket file could not be removed; the next start replaces it");
         }
     }
 }
@@ -312,7 +312,7 @@ fn bind_file(
     directory::prepare(dir, mode).map_err(unfit(dir))?;
     if let Some((open, gid)) = directory::open_to_group(dir) {
         tracing::warn!(
-            directory = %open.display(), gid,
+            target: "kube_kms::transport", directory = %open.display(), gid,
             "whoever is in this group can put a socket of his own in the place of ours; take its right away with chmod g-w"
         );
     }

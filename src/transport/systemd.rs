@@ -4,8 +4,8 @@
 //! nothing. Refuses to know: when the plugin is ready. SPEC: sd_listen_fds(3), sd_notify(3), systemd.service(5)
 //! `Type=notify-reload`.
 
-use super::address::SocketAddress;
 use super::socket::BoundSocket;
+use kms_v2_api::address::SocketAddress;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use std::io;
@@ -71,7 +71,9 @@ pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         // SPEC: one message; without the time systemd takes the reload for failed.
         Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::debug!(%error, "the service manager could not be told of the reload"),
+        Err(error) => {
+            tracing::debug!(target: "kube_kms::transport", %error, "the service manager could not be told of the reload")
+        }
     }
 }
 
@@ -92,7 +94,7 @@ fn one_line(text: &str) -> String {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "the service manager could not be told");
+        tracing::debug!(target: "kube_kms::transport", %error, "the service manager could not be told");
     }
 }
 
@@ -150,7 +152,7 @@ mod tests {
         let child_fds = 3..;
         let mappings = fds.into_iter().zip(child_fds).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         let done = Command::new(std::env::current_exe().unwrap())
-            .args(["transport::systemd::tests::child", "--exact", "--ignored"])
+            .args(["systemd::tests::child", "--exact", "--ignored"])
             .env("NOTIFY_SOCKET", dir.path().join("notify"))
             .env("LISTEN_FDS", count.to_string())
             .env_remove("LISTEN_PID")

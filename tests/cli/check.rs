@@ -1,10 +1,10 @@
 //! `check`, and what `serve` says when it does not start.
 
-use super::transcript::run;
 use crate::support::fake_kms::ANY;
 use crate::support::site::{ALIAS, Site};
+use crate::support::transcript::run;
 
-fn check(site: &Site, output: &str) -> super::transcript::Transcript {
+fn check(site: &Site, output: &str) -> crate::support::transcript::Transcript {
     let config = site.write_config();
     run(site, &["check", "--config", config.to_str().unwrap(), "--output", output])
 }

@@ -1,12 +1,14 @@
 //! `config-reference` prints what docs/configuration.md has, and only what was asked for.
 
-use super::transcript::run;
 use crate::support::site::Site;
+use crate::support::transcript::run;
 
 #[test]
 fn the_reference_of_the_command_and_of_the_page_are_one() {
     let site = Site::local();
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."), "/docs/configuration.md"))
+            .unwrap();
     let table = run(&site, &["config-reference", "--output", "markdown"]).out;
     assert!(table.lines().count() > 25 && page.contains(&table));
     let json = run(&site, &["config-reference", "--output", "json"]).json();

@@ -1,8 +1,8 @@
 //! `check` as a doctor: host, socket, running instance, and kube-apiserver's EncryptionConfiguration.
 
-use super::transcript::{Transcript, run};
 use crate::support::fake_kms::Failure;
 use crate::support::site::Site;
+use crate::support::transcript::{Transcript, run};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,7 +1,7 @@
 //! `keyring`: a life of a keyring, and every way in which it is refused.
 
-use super::transcript::{Transcript, run};
 use crate::support::site::Site;
+use crate::support::transcript::{Transcript, run};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 

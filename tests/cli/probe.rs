@@ -1,11 +1,9 @@
 //! `probe`: against ours, against nobody, and against plugins that do what kube-apiserver does not take.
 
-use super::transcript::{Transcript, run};
 use crate::support::site::Site;
-use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
-use kube_kms::api::v2::{
-    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-};
+use crate::support::transcript::{Transcript, run};
+use kms_v2_api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use std::collections::BTreeMap;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;

@@ -1,7 +1,7 @@
 //! The command line itself: help, version, mistakes in it, completions, a reader that goes away.
 
-use super::transcript::run;
-use crate::support::site::{BINARY, Site};
+use crate::support::site::{BINARY, KMSCTL, Site, program_of};
+use crate::support::transcript::{Transcript, run};
 use std::process::Stdio;
 
 const HELP: &[&[&str]] = &[
@@ -9,13 +9,6 @@ const HELP: &[&[&str]] = &[
     &["serve", "--help"],
     &["check", "--help"],
     &["probe", "--help"],
-    &["conformance", "--help"],
-    &["bench", "--help"],
-    &["scan", "--help"],
-    &["inspect", "--help"],
-    &["drill", "--help"],
-    &["drill", "rehearse", "--help"],
-    &["drill", "run", "--help"],
     &["keyring", "--help"],
     &["keyring", "init", "--help"],
     &["keyring", "list", "--help"],
@@ -29,16 +22,37 @@ const HELP: &[&[&str]] = &[
     &["help", "probe"],
 ];
 
+const HELP_OF_KMSCTL: &[&[&str]] = &[
+    &["--help"],
+    &["scan", "--help"],
+    &["inspect", "--help"],
+    &["drill", "--help"],
+    &["drill", "rehearse", "--help"],
+    &["drill", "run", "--help"],
+    &["conformance", "--help"],
+    &["bench", "--help"],
+    &["completions", "--help"],
+];
+
+fn all_help() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    HELP.iter().map(|help| (BINARY, *help)).chain(HELP_OF_KMSCTL.iter().map(|help| (KMSCTL, *help)))
+}
+
+fn help_of(site: &Site, program: &str, arguments: &[&str]) -> Transcript {
+    Transcript::of(site, &site.process(program, arguments).output().unwrap())
+}
+
 #[test]
 fn every_help_is_the_known_one() {
     let site = Site::local();
     let mut all = String::new();
-    for arguments in HELP {
-        let help = run(&site, arguments);
+    for (program, arguments) in all_help() {
+        let help = help_of(&site, program, arguments);
         assert_eq!(help.status, 0);
-        all.push_str(&format!("$ kube-kms {}\n{}\n", arguments.join(" "), help.out));
+        let name = if program == BINARY { "kube-kms" } else { "kmsctl" };
+        all.push_str(&format!("$ {name} {}\n{}\n", arguments.join(" "), help.out));
     }
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/help.txt");
+    let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/cli/help.txt");
     if std::env::var_os("KUBE_KMS_BLESS").is_some() {
         std::fs::write(&path, &all).unwrap();
     }
@@ -49,12 +63,20 @@ fn every_help_is_the_known_one() {
 #[test]
 fn every_command_of_the_program_has_its_help_in_the_list() {
     let site = Site::local();
-    for (of, position) in [(&["--help"][..], 0), (&["keyring", "--help"][..], 1), (&["drill", "--help"][..], 1)] {
-        let help = run(&site, of).out;
+    for (program, of, position) in [
+        (BINARY, &["--help"][..], 0),
+        (BINARY, &["keyring", "--help"][..], 1),
+        (KMSCTL, &["--help"][..], 0),
+        (KMSCTL, &["drill", "--help"][..], 1),
+    ] {
+        let help = help_of(&site, program, of).out;
         let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
         let names = list.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
         for name in names.map(|l| l.split_whitespace().next().unwrap()).filter(|name| *name != "help") {
-            assert!(HELP.iter().any(|h| h.get(position) == Some(&name)), "{name} has no transcript of its help");
+            assert!(
+                all_help().any(|(p, h)| p == program && h.get(position) == Some(&name)),
+                "{name} has no transcript of its help"
+            );
         }
     }
 }
@@ -123,7 +145,12 @@ fn a_reader_that_goes_away_is_no_error() {
         &["keyring", "list", "--file", keyring],
         &["keyring", "list", "--file", keyring, "--output", "json"],
     ] {
-        let mut child = site.process(BINARY, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = site
+            .process(program_of(arguments), arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         // `| head -0`: gone before the first byte, so that no buffer of a pipe hides it.
         drop(child.stdout.take());
         let ended = child.wait_with_output().unwrap();
@@ -139,4 +166,29 @@ fn an_error_that_nobody_reads_keeps_its_exit_status() {
     let mut child = site.process(BINARY, &arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stderr.take());
     assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+/// Somebody types what he typed yesterday.
+#[test]
+fn a_command_of_the_other_program_is_answered_with_its_name_there() {
+    let site = Site::local();
+    for (program, arguments, expected) in [
+        (BINARY, &["scan", "--endpoints", "x"][..], "`kube-kms scan` is now `kmsctl scan`"),
+        (BINARY, &["drill", "rehearse"], "`kube-kms drill` is now `kmsctl drill`"),
+        (KMSCTL, &["check"], "`check` is a command of the plugin itself"),
+    ] {
+        let said = help_of(&site, program, arguments);
+        assert_eq!(said.status, 2, "{arguments:?}");
+        assert!(said.err.contains(expected) && said.err.contains("hint: "), "{}", said.err);
+    }
+}
+
+/// kubectl runs what is called `kubectl-kms` as `kubectl kms`.
+#[test]
+fn as_a_plugin_of_kubectl_it_says_how_it_is_called() {
+    let site = Site::local();
+    let plugin = site.dir().join("kubectl-kms");
+    std::os::unix::fs::symlink(KMSCTL, &plugin).unwrap();
+    let help = help_of(&site, plugin.to_str().unwrap(), &["scan", "--help"]);
+    assert!(help.status == 0 && help.out.contains("Usage: kubectl kms scan"), "{}", help.out);
 }

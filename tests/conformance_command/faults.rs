@@ -3,7 +3,7 @@
 
 use crate::support::bad_plugin::fault::Fault;
 use crate::support::bad_plugin::faulty::Faulty;
-use kube_kms::client::conformance::{self, Bounds, CommandControl, ITEMS, Outcome, Reach, Report, Settings};
+use kms_v2_judge::conformance::{self, Bounds, CommandControl, ITEMS, Outcome, Reach, Report, Settings};
 use std::sync::Arc;
 use std::time::Duration;
 

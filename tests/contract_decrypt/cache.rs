@@ -5,10 +5,10 @@ use crate::support::fake_kms::Failure;
 use crate::support::replica::Replica;
 use crate::support::site::{ALIAS, KekKind, Running, Site, seed};
 use futures_util::future::join_all;
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::kms::KmsClient;
-use kube_kms::core::fault::{Class, Reason};
-use kube_kms::kek::local::operation;
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::KmsClient;
+use kube_kms_core::fault::{Class, Reason};
+use kube_kms_kek_local::operation;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);

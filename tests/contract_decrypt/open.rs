@@ -3,7 +3,7 @@
 use super::{calm, on_both_keks, open, rotate, unwraps};
 use crate::support::replica::Replica;
 use crate::support::site::{Site, sealed, seed, uid};
-use kube_kms::api::v2::DecryptRequest;
+use kms_v2_api::v2::DecryptRequest;
 use prost::Message as _;
 use rustix::process::Signal;
 
@@ -137,16 +137,16 @@ async fn item_62_an_empty_uid_is_served(site: Site) {
     assert_eq!(client.decrypt(own, String::new()).await.unwrap().plaintext, seed);
     let foreign = Replica::of(&site).sealed(&seed).await;
     assert_eq!(client.decrypt(foreign.clone(), String::new()).await.unwrap().plaintext, seed);
-    let broken = kube_kms::api::v2::EncryptResponse { key_id: "k".to_owned(), ..foreign };
+    let broken = kms_v2_api::v2::EncryptResponse { key_id: "k".to_owned(), ..foreign };
     let status = client.decrypt(broken, String::new()).await.unwrap_err();
-    assert_eq!(super::reason_of(&status, "-"), kube_kms::core::fault::Reason::OpenFailed);
+    assert_eq!(super::reason_of(&status, "-"), kube_kms_core::fault::Reason::OpenFailed);
 }
 
 /// A Decrypt whose bytes the test chooses.
 mod raw {
     use crate::support::site::Running;
-    use kube_kms::api::v2::DecryptResponse;
-    use kube_kms::client::kms::Target;
+    use kms_v2_api::v2::DecryptResponse;
+    use kms_v2_client::kms::Target;
     use prost::Message as _;
     use std::time::Duration;
 

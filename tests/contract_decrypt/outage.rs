@@ -5,8 +5,8 @@ use crate::support::fake_kms::{ANY, Failure};
 use crate::support::replica::Replica;
 use crate::support::site::{Running, Site, sealed, seed};
 use crate::support::wire::{Call, Wire};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::core::fault::{Class, Reason};
+use kms_v2_api::v2::EncryptResponse;
+use kube_kms_core::fault::{Class, Reason};
 use std::time::{Duration, Instant};
 
 /// What "well within the deadline" of 3 s is here, however busy the machine: a third of it is left.

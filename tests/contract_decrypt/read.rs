@@ -3,8 +3,8 @@
 use super::{calm, open, refused, unwraps};
 use crate::support::fake_kms::{ANY, Failure, FakeKms};
 use crate::support::site::{ALIAS, PATIENCE, Site, sealed, uid};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::core::fault::Reason;
+use kms_v2_api::v2::EncryptResponse;
+use kube_kms_core::fault::Reason;
 use std::time::{Duration, Instant};
 
 /// A key under this name, at this fake.

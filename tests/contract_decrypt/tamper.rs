@@ -3,9 +3,9 @@
 use super::{calm, on_both_keks, open, reason_of, refused, rotate, unwraps};
 use crate::support::replica::Replica;
 use crate::support::site::{KekKind, Site, sealed, seed, uid};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::core::annotation::{DEK, KEK};
-use kube_kms::core::fault::{Class, Reason};
+use kms_v2_api::v2::EncryptResponse;
+use kube_kms_core::annotation::{DEK, KEK};
+use kube_kms_core::fault::{Class, Reason};
 
 on_both_keks! {
     item_49_an_unknown_kek_or_key_id_is_refused_without_a_kms_call

@@ -1,8 +1,8 @@
 //! Item 79: kill -9 loses nothing that was ever returned.
 
 use crate::support::site::{Site, seed, uid};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::kms::{KmsClient, Target};
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::{KmsClient, Target};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@ use crate::support::fake_kms::Failure;
 use crate::support::site::{Running, Site, sealed};
 use crate::support::wire::{Answer, Call, GOAWAY, Pending, Wire};
 use futures_util::future::join_all;
-use kube_kms::api::v2::{DecryptResponse, EncryptResponse};
+use kms_v2_api::v2::{DecryptResponse, EncryptResponse};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 

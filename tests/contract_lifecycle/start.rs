@@ -3,8 +3,8 @@
 use crate::support::grpc_go::GrpcGo;
 use crate::support::site::{Running, Site, sealed, seed, uid};
 use crate::support::wire::{Call, ENCRYPT};
-use kube_kms::api::v2::{EncryptRequest, EncryptResponse};
-use kube_kms::client::kms::Target;
+use kms_v2_api::v2::{EncryptRequest, EncryptResponse};
+use kms_v2_client::kms::Target;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@ use crate::support::fake_kms::Failure;
 use crate::support::site::{Running, Site, sealed};
 use crate::support::skipped;
 use crate::support::wire::{Call, Wire};
-use kube_kms::api::v2::DecryptResponse;
+use kms_v2_api::v2::DecryptResponse;
 use std::time::{Duration, Instant};
 
 const IN_FLIGHT: &str = "kube_kms_rpc_in_flight{rpc=\"Decrypt\"}";
@@ -37,7 +37,7 @@ async fn until_in_flight(running: &Running, wanted: f64) {
 }
 
 /// Starts Decrypts of which each needs an unwrap of its own, and cancels every one of them in flight.
-async fn cancel_all(site: &Site, running: &Running, sealed: &kube_kms::api::v2::EncryptResponse, round: u8) {
+async fn cancel_all(site: &Site, running: &Running, sealed: &kms_v2_api::v2::EncryptResponse, round: u8) {
     let wire = Wire::connect(&running.target).await;
     let before = site.kms().calls("Decrypt");
     for batch in 0..CALLS / 100 {

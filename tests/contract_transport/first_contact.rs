@@ -4,8 +4,8 @@ use crate::support::site::{Running, Site, sealed, uid};
 use crate::support::wire::{
     Call, GOAWAY, HEADERS, RST_STREAM, STATUS, Wire, dial, frame, frames, grpc_frame, header_block,
 };
-use kube_kms::api::v2::{StatusRequest, StatusResponse};
-use kube_kms::client::kms::Target;
+use kms_v2_api::v2::{StatusRequest, StatusResponse};
+use kms_v2_client::kms::Target;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

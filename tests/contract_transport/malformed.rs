@@ -3,7 +3,7 @@
 use crate::support::site::{Site, sealed};
 use crate::support::wire::{Call, DECRYPT, ENCRYPT, STATUS, Wire, dial, frame};
 use bytes::Bytes;
-use kube_kms::api::v2::DecryptResponse;
+use kms_v2_api::v2::DecryptResponse;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
@@ -123,7 +123,7 @@ async fn item_14_a_message_in_many_pieces_is_one_message_and_two_messages_are_re
     let (send, connection) = h2::client::handshake(dial(&running.target).unwrap()).await.unwrap();
     tokio::spawn(connection);
     let mut send = send.ready().await.unwrap();
-    let long = kube_kms::api::v2::EncryptRequest { plaintext: vec![7; 900], uid: "u".to_owned() };
+    let long = kms_v2_api::v2::EncryptRequest { plaintext: vec![7; 900], uid: "u".to_owned() };
     let whole = crate::support::wire::grpc_frame(&long);
     for (copies, status) in [(1, "0"), (2, "13")] {
         let request = http::Request::post(format!("http://localhost{ENCRYPT}"))

@@ -5,7 +5,7 @@ use crate::support::grpc_go::GrpcGo;
 use crate::support::site::{PATIENCE, Site, sealed};
 use crate::support::wire::{Call, GOAWAY, SETTINGS, Wire};
 use futures_util::future::join_all;
-use kube_kms::api::v2::{DecryptResponse, StatusResponse};
+use kms_v2_api::v2::{DecryptResponse, StatusResponse};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Item 15: who may touch the socket.
 
 use crate::support::site::{Running, Site};
-use kube_kms::client::kms::Target;
+use kms_v2_client::kms::Target;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 

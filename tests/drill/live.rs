@@ -1,4 +1,4 @@
-//! `kube-kms drill run`: on API servers that are known by their metrics alone, over a real etcd; and (`whole`) on real plugins and
+//! `kmsctl drill run`: on API servers that are known by their metrics alone, over a real etcd; and (`whole`) on real plugins and
 //! a real API server.
 
 mod refused;
@@ -9,7 +9,7 @@ mod whole;
 use crate::drill::run::until;
 use crate::support::etcd_store::EtcdStore;
 use crate::support::fake_api::{FakeApi, envelope};
-use crate::support::site::{BINARY, Running, Site};
+use crate::support::site::{KMSCTL, Running, Site};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Field {
             all.extend(["--apiserver", url]);
         }
         all.extend(more);
-        self.site.run(&mut self.site.process(BINARY, &all))
+        self.site.run(&mut self.site.process(KMSCTL, &all))
     }
 
     /// Runs a drill to its end; the rotation happens when it waits for it.

@@ -1,6 +1,6 @@
 //! One drill, in a temporary directory of its own, and what it left there.
 
-use crate::support::site::{BINARY, PATIENCE, Site};
+use crate::support::site::{KMSCTL, PATIENCE, Site};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -25,7 +25,7 @@ pub fn sandboxes(site: &Site) -> PathBuf {
 pub fn command(site: &Site, arguments: &[&str]) -> Command {
     let mut all = vec!["drill", "rehearse"];
     all.extend(arguments);
-    let mut command = site.process(BINARY, &all);
+    let mut command = site.process(KMSCTL, &all);
     command.env("TMPDIR", sandboxes(site));
     command
 }

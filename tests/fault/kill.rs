@@ -5,7 +5,7 @@ use super::load::Value;
 use crate::support::fault_proxy::Fault;
 use crate::support::hand::{bring_back, rotate, take_away};
 use crate::support::site::{KekKind, Site, seed, uid};
-use kube_kms::client::kms::{KmsClient, Target};
+use kms_v2_client::kms::{KmsClient, Target};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -2,8 +2,8 @@
 
 use crate::support::beside::Beside;
 use crate::support::site::{Running, seed, uid};
-use kube_kms::api::v2::{EncryptResponse, StatusResponse};
-use kube_kms::client::kms::KmsClient;
+use kms_v2_api::v2::{EncryptResponse, StatusResponse};
+use kms_v2_client::kms::KmsClient;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

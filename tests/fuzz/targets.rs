@@ -3,25 +3,25 @@
 //! Guarantees: each asserts a law, so that a wrong answer fails and not only a panic. Included by the fuzz targets of cargo-fuzz and by
 //! tests/fuzz_smoke.rs, which runs them on a stable compiler. Refuses to know where the bytes come from.
 
-use kube_kms::api::stored as value;
-use kube_kms::api::v2::{DecryptRequest, EncryptRequest, EncryptResponse};
-use kube_kms::core::annotation::Annotations;
-use kube_kms::core::envelope::Envelope;
-use kube_kms::core::kek_ref::KekRef;
-use kube_kms::core::key_id::KeyId;
-use kube_kms::core::limit;
-use kube_kms::daemon::keks;
-use kube_kms::etcd::snapshot::{Snapshot, Unhashed};
-use kube_kms::etcd::value::Value;
-use kube_kms::grpc::server::KmsServer;
-use kube_kms::kek::local::operation;
-use kube_kms::os::{MonotonicClock, OsEntropy};
-use kube_kms::service::observer::Observer;
-use kube_kms::service::plugin::{Parts, Plugin};
-use kube_kms::service::state_file::{Remembered, StateFile};
-use kube_kms::service::supervisor::Supervisor;
-use kube_kms::telemetry::metrics::Metrics;
-use kube_kms::transport::peer::{AllowedUids, PeerStream};
+use kms_v2_api::stored as value;
+use kms_v2_api::v2::{DecryptRequest, EncryptRequest, EncryptResponse};
+use kube_kms::process::keks;
+use kube_kms_core::annotation::Annotations;
+use kube_kms_core::envelope::Envelope;
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::limit;
+use kube_kms_etcd::snapshot::{Snapshot, Unhashed};
+use kube_kms_etcd::value::Value;
+use kube_kms_grpc::server::KmsServer;
+use kube_kms_kek_local::operation;
+use kube_kms_os::{MonotonicClock, OsEntropy};
+use kube_kms_service::observer::Observer;
+use kube_kms_service::plugin::{Parts, Plugin};
+use kube_kms_service::state_file::{Remembered, StateFile};
+use kube_kms_service::supervisor::Supervisor;
+use kube_kms_telemetry::metrics::Metrics;
+use kube_kms_transport::peer::{AllowedUids, PeerStream};
 use prost::Message;
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt as _;
@@ -86,8 +86,8 @@ pub fn key_id(data: &[u8]) {
 /// A refusal has a problem with words, and the same file is judged the same again.
 pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    match kube_kms::config::parse(text) {
-        Ok(config) => assert_eq!(kube_kms::config::parse(text).unwrap(), config),
+    match kube_kms_config::parse(text) {
+        Ok(config) => assert_eq!(kube_kms_config::parse(text).unwrap(), config),
         Err(error) => assert!(error.problems().iter().all(|p| !p.what.is_empty()) && !error.problems().is_empty()),
     }
 }
@@ -172,12 +172,12 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     let path = dir.path().join("keyring.json");
     operation::init(&path, std::time::SystemTime::now(), &OsEntropy).unwrap();
     let text = format!("kek: {{local: {{keyring: {}}}}}\nstateDir: {}\n", path.display(), dir.path().display());
-    let config = kube_kms::config::parse(&text).unwrap();
+    let config = kube_kms_config::parse(&text).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (connections, incoming) = mpsc::unbounded_channel();
     runtime.block_on(async {
-        let entropy: Arc<dyn kube_kms::core::port::Entropy> = Arc::new(OsEntropy);
-        let clock: Arc<dyn kube_kms::core::port::Clock> = Arc::new(MonotonicClock::new());
+        let entropy: Arc<dyn kube_kms_core::port::Entropy> = Arc::new(OsEntropy);
+        let clock: Arc<dyn kube_kms_core::port::Clock> = Arc::new(MonotonicClock::new());
         let observer: Arc<dyn Observer> = Arc::new(Metrics::new());
         let parts = Parts {
             keks: keks::connect(&config, &entropy, None).await.unwrap(),

@@ -2,7 +2,7 @@
 
 use super::shadow::Patient;
 use crate::support::site::Site;
-use kube_kms::client::apiserver::{Provider, Settings};
+use kms_v2_judge::apiserver::{Provider, Settings};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,8 +7,8 @@ use super::scenarios;
 use super::shadow::{hash, times};
 use crate::support::apiserver_go::Release;
 use crate::support::site::{Running, Site};
-use kube_kms::api::stored;
-use kube_kms::api::v2::EncryptedDekSourceType;
+use kms_v2_api::stored;
+use kms_v2_api::v2::EncryptedDekSourceType;
 use std::time::{Duration, Instant};
 
 scenarios! {

@@ -7,7 +7,7 @@ use super::layout::{self, Layout, names, ordinary, providers};
 use super::shadow::{Rpcs, Shadow, of_real, of_simulator};
 use crate::support::apiserver_go::{RealApiServer, Release};
 use crate::support::site::{PATIENCE, Site};
-use kube_kms::client::apiserver::{ApiServer, Rewrite};
+use kms_v2_judge::apiserver::{ApiServer, Rewrite};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use crate::support::apiserver_go::{Release, built};
 use crate::support::hand::rotate;
 use crate::support::site::Site;
 use crate::support::skipped;
-use kube_kms::api::stored;
+use kms_v2_api::stored;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use super::shadow::times;
 use crate::support::apiserver_go::Release;
 use crate::support::hand::rotate;
 use crate::support::site::{ALIAS, Site};
-use kube_kms::api::stored;
+use kms_v2_api::stored;
 use std::time::{Duration, Instant};
 
 scenarios! {

@@ -5,12 +5,12 @@
 
 use super::layout::{Layout, providers};
 use crate::support::apiserver_go::Sample;
-use kube_kms::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
-use kube_kms::client::apiserver::{ApiServer, Report};
-use kube_kms::client::kms::{KmsClient, Target};
-use kube_kms::client::plugin::{KmsPlugin, RpcFuture};
-use kube_kms::core::port::Clock;
-use kube_kms::os::{MonotonicClock, OsEntropy};
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
+use kms_v2_client::kms::{KmsClient, Target};
+use kms_v2_client::plugin::{KmsPlugin, RpcFuture};
+use kms_v2_judge::apiserver::{ApiServer, Report};
+use kube_kms_core::port::Clock;
+use kube_kms_os::{MonotonicClock, OsEntropy};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

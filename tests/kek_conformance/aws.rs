@@ -5,9 +5,9 @@ use crate::support::fake_kms::{ANY, Failure, FakeKms};
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
-use kube_kms::core::port::Kek;
-use kube_kms::kek::aws::AwsKek;
-use kube_kms::kek::aws::settings::AwsSettings;
+use kube_kms_core::port::Kek;
+use kube_kms_kek_aws::AwsKek;
+use kube_kms_kek_aws::settings::AwsSettings;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

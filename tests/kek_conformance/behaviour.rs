@@ -3,10 +3,10 @@
 use super::bench::{Bench, CANARY_DEK, call, context, dek, unwrap, wrap};
 use crate::support::canary::{self, Canary};
 use futures_util::future::{join, join_all};
-use kube_kms::core::annotation::WrappedDek;
-use kube_kms::core::fault::{Class, Fault, Reason};
-use kube_kms::core::kek_ref::KekRef;
-use kube_kms::core::port::{Kek, KekCall, Wrapped};
+use kube_kms_core::annotation::WrappedDek;
+use kube_kms_core::fault::{Class, Fault, Reason};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::port::{Kek, KekCall, Wrapped};
 use std::time::{Duration, Instant};
 
 fn with_blob(wrapped: &Wrapped, blob: Vec<u8>) -> Wrapped {
@@ -62,7 +62,7 @@ pub async fn a_blob_is_at_most_eight_kibibytes(bench: &dyn Bench) {
 pub async fn another_context_is_rejected(bench: &dyn Bench) {
     let kek = bench.kek();
     let wrapped = wrap(&*kek).await.unwrap();
-    for other in [context("test"), context(""), kube_kms::core::context::WrapContext::new([].into())] {
+    for other in [context("test"), context(""), kube_kms_core::context::WrapContext::new([].into())] {
         let fault = kek.unwrap_dek(&wrapped.kek, &wrapped.dek, &other, &call()).await.unwrap_err();
         assert_eq!(fault.reason(), Reason::WrappedDekRejected);
     }

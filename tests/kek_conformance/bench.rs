@@ -1,9 +1,9 @@
 //! What the list needs to know of a provider: how to make an instance, and how to break what is behind it.
 
-use kube_kms::core::context::WrapContext;
-use kube_kms::core::dek::DekBytes;
-use kube_kms::core::fault::Fault;
-use kube_kms::core::port::{Kek, KekCall, Unwrapped, Wrapped};
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::Fault;
+use kube_kms_core::port::{Kek, KekCall, Unwrapped, Wrapped};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,9 +2,9 @@
 
 use super::bench::Bench;
 use base64::Engine as _;
-use kube_kms::core::port::Kek;
-use kube_kms::kek::local::{LocalKek, operation};
-use kube_kms::os::OsEntropy;
+use kube_kms_core::port::Kek;
+use kube_kms_kek_local::{LocalKek, operation};
+use kube_kms_os::OsEntropy;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@ use super::aws::instance;
 use super::bench::Bench;
 use crate::fake_kms_is_honest::peer::Peer;
 use crate::support::moto::Moto;
-use kube_kms::core::port::Kek;
+use kube_kms_core::port::Kek;
 use std::sync::{Arc, OnceLock};
 
 const REGION: &str = "eu-central-1";

@@ -7,7 +7,7 @@ use super::kubernetes::yaml;
 use super::rendered;
 use crate::support::site::{BINARY, PATIENCE, Running, Site, sealed, uid};
 use crate::support::skipped;
-use kube_kms::client::kms::Target;
+use kms_v2_client::kms::Target;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

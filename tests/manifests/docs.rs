@@ -30,7 +30,7 @@ fn every_command_of_the_install_page_renders_something() {
 fn the_configuration_of_the_install_page_is_one() {
     let page = page("install.md");
     let yaml = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
-    let config = kube_kms::config::parse(yaml).unwrap();
+    let config = kube_kms_config::parse(yaml).unwrap();
     assert_eq!(config.listen.mode, 0o660);
 }
 

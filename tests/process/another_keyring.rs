@@ -3,7 +3,7 @@
 
 use crate::support::hand::{bring_back, take_away};
 use crate::support::site::{BINARY, Running, Site, sealed, uid};
-use kube_kms::api::v2::EncryptResponse;
+use kms_v2_api::v2::EncryptResponse;
 use rustix::process::Signal;
 use std::path::Path;
 

@@ -3,7 +3,7 @@
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::site::{ALIAS, Running, Site, sealed, uid};
 use crate::support::wire::{GOAWAY, Wire};
-use kube_kms::client::kms::{KmsClient, Target};
+use kms_v2_client::kms::{KmsClient, Target};
 use rustix::process::Signal;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 
 use super::{assert_exit, err, etcd, json, out, scan};
 use crate::support::etcd_store::objects::{self, FOREIGN, Kind, NEW, ODD_KEY, OLD};
-use kube_kms::api::stored;
-use kube_kms::etcd::verdict::key_id_hash;
+use kms_v2_api::stored;
+use kube_kms_etcd::verdict::key_id_hash;
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,11 +3,11 @@
 use super::etcd;
 use crate::support::etcd_store::EtcdStore;
 use crate::support::etcd_store::objects::{self, NEW, OLD};
-use kube_kms::etcd::access::{Access, Tls};
-use kube_kms::etcd::census::Census;
-use kube_kms::etcd::client::EtcdClient;
-use kube_kms::etcd::scan::{Outcome, Settings, scan};
-use kube_kms::etcd::tally::Tally;
+use kube_kms_etcd::access::{Access, Tls};
+use kube_kms_etcd::census::Census;
+use kube_kms_etcd::client::EtcdClient;
+use kube_kms_etcd::scan::{Outcome, Settings, scan};
+use kube_kms_etcd::tally::Tally;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

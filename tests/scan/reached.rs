@@ -2,7 +2,7 @@
 
 use super::{assert_exit, err, etcd, out, scan};
 use crate::support::etcd_store::objects;
-use crate::support::site::{BINARY, PATIENCE, Site};
+use crate::support::site::{KMSCTL, PATIENCE, Site};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
@@ -72,7 +72,7 @@ async fn tls_works_with_the_certificates_of_kubeadm_and_fails_in_words_without_t
     );
     assert_exit(&scan(&site, &url.replace("https", "http"), &[]), 4, &["does it want TLS?"]);
     // By the variables of etcdctl.
-    let mut command = site.process(BINARY, &["scan"]);
+    let mut command = site.process(KMSCTL, &["scan"]);
     command
         .env("ETCDCTL_ENDPOINTS", &url)
         .env("ETCDCTL_CACERT", &ca)
@@ -101,7 +101,7 @@ async fn passwords_come_by_variable_or_file_and_never_show() {
     let file = file.to_str().unwrap();
     assert_exit(&scan(&site, store.url(), &["--user", "root", "--password-file", file]), 0, &[]);
     let by_variable = |user: &str, password: &str| {
-        let mut command = site.process(BINARY, &["scan", "--endpoints", store.url()]);
+        let mut command = site.process(KMSCTL, &["scan", "--endpoints", store.url()]);
         let output = command.env("ETCDCTL_USER", user).env("ETCDCTL_PASSWORD", password).output().unwrap();
         assert!(!format!("{}{}", out(&output), err(&output)).contains("hunter"), "{}", err(&output));
         output

@@ -1,10 +1,10 @@
 //! Long stretches of time, played: a day with rotations and outages, a mismatch loop, a KMS that cannot make up its mind.
 
 use super::world::{SECOND, Trouble, World, defaults};
-use kube_kms::api::stored;
-use kube_kms::api::v2::EncryptRequest;
-use kube_kms::client::apiserver::ApiServer;
-use kube_kms::client::plugin::{KmsPlugin, Rpc};
+use kms_v2_api::stored;
+use kms_v2_api::v2::EncryptRequest;
+use kms_v2_client::plugin::{KmsPlugin, Rpc};
+use kms_v2_judge::apiserver::ApiServer;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

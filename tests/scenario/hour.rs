@@ -1,10 +1,10 @@
 //! An hour without the KMS, played second by second: what an API server and its users notice of it.
 
 use super::world::{Node, Trouble, World, defaults};
-use kube_kms::api::v2::{DecryptRequest, EncryptRequest, EncryptResponse};
-use kube_kms::client::apiserver::{ApiServer, FindingCode};
-use kube_kms::client::plugin::{KmsPlugin, Rpc};
-use kube_kms::service::settings::Settings;
+use kms_v2_api::v2::{DecryptRequest, EncryptRequest, EncryptResponse};
+use kms_v2_client::plugin::{KmsPlugin, Rpc};
+use kms_v2_judge::apiserver::{ApiServer, FindingCode};
+use kube_kms_service::settings::Settings;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Code;

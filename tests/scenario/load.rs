@@ -6,7 +6,7 @@ use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{bring_back, kek_calls, on_both_keks, take_away};
 use crate::support::replica::Replica;
 use crate::support::site::{Running, Site, sealed, seed, uid};
-use kube_kms::api::v2::EncryptResponse;
+use kms_v2_api::v2::EncryptResponse;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -5,9 +5,9 @@ use super::socket::{QUICK, Stage, moved, opens, quick, readyz, timeline, until_s
 use super::world::{SECOND, Trouble, World, defaults};
 use crate::support::hand::{on_both_keks, rotate};
 use crate::support::site::{ALIAS, Running, Site, sealed, uid};
-use kube_kms::api::stored;
-use kube_kms::client::apiserver::Rewrite;
-use kube_kms::client::plugin::Rpc;
+use kms_v2_api::stored;
+use kms_v2_client::plugin::Rpc;
+use kms_v2_judge::apiserver::Rewrite;
 use rustix::process::Signal;
 use std::time::Duration;
 use tonic::Code;

@@ -6,9 +6,9 @@ use super::world::{SECOND, Trouble, World, defaults};
 use crate::support::hand::{on_both_keks, rotate};
 use crate::support::replica::Replica;
 use crate::support::site::{ALIAS, KekKind, Running, Site, sealed, uid};
-use kube_kms::client::apiserver::{FindingCode, Happened};
-use kube_kms::core::fault::Reason;
-use kube_kms::core::health::{OnDenied, noticed_within};
+use kms_v2_judge::apiserver::{FindingCode, Happened};
+use kube_kms_core::fault::Reason;
+use kube_kms_core::health::{OnDenied, noticed_within};
 use tonic::Code;
 
 /// From the last good Status an API server writes for three minutes; ten seconds for its own rhythm.

@@ -2,11 +2,11 @@
 //! waiting until the plugin is in a state.
 
 use crate::support::site::{PATIENCE, Running, Site};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::client::apiserver::{ApiServer, FindingCode, HandClock, Settings};
-use kube_kms::client::kms::KmsClient;
-use kube_kms::core::port::{Clock, Moment};
-use kube_kms::os::OsEntropy;
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_client::kms::KmsClient;
+use kms_v2_judge::apiserver::{ApiServer, FindingCode, HandClock, Settings};
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_os::OsEntropy;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

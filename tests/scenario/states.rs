@@ -5,7 +5,7 @@ use super::socket::{QUICK, opens, until_state, without_age};
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{bring_back, on_both_keks, take_away};
 use crate::support::site::{ALIAS, Running, Site, sealed, uid};
-use kube_kms::api::v2::EncryptResponse;
+use kms_v2_api::v2::EncryptResponse;
 use tonic::Code;
 
 on_both_keks! {

@@ -4,9 +4,9 @@ use super::socket::{QUICK, Stage, moved, opens, quick, readyz, until_state, with
 use crate::support::fake_kms::{ANY, Failure};
 use crate::support::hand::{bring_back, on_both_keks, rotate, take_away};
 use crate::support::site::{Running, Site, sealed, uid};
-use kube_kms::client::apiserver::FindingCode;
-use kube_kms::client::kms::KmsClient;
-use kube_kms::client::plugin::Rpc;
+use kms_v2_client::kms::KmsClient;
+use kms_v2_client::plugin::Rpc;
+use kms_v2_judge::apiserver::FindingCode;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tonic::Code;

@@ -4,28 +4,28 @@
 //! Guarantees: everything has the same clock; all randomness comes from one seed, so a failure can be played again. Refuses
 //! to know sockets and gRPC: [`Seat`] answers as the server would, from the same functions.
 
-use kube_kms::api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
-use kube_kms::client::apiserver::{ApiServer, Settings as ServerSettings};
-use kube_kms::client::plugin::{KmsPlugin, RpcFuture};
-use kube_kms::core::annotation::WrappedDek;
-use kube_kms::core::context::WrapContext;
-use kube_kms::core::dek::DekBytes;
-use kube_kms::core::fault::{Fault, Reason};
-use kube_kms::core::health::{OnDenied, OnUnusable, Policy};
-use kube_kms::core::kek_ref::{KekKind, KekRef, KekVersion};
-use kube_kms::core::key_id::KeyId;
-use kube_kms::core::port::{Clock, Entropy, Kek, KekCall, KekFuture, Moment, Unwrapped, Wrapped};
-use kube_kms::core::uid::Uid;
-use kube_kms::grpc::server::API_VERSION;
-use kube_kms::grpc::status::status as grpc_status;
-use kube_kms::service::decrypt::DecryptInput;
-use kube_kms::service::kek_set::{KekEntry, KekSet};
-use kube_kms::service::observer::Unobserved;
-use kube_kms::service::plugin::{Parts, Plugin};
-use kube_kms::service::settings::Settings;
-use kube_kms::service::snapshot::Snapshot;
-use kube_kms::service::state_file::StateFile;
-use kube_kms::service::supervisor::Supervisor;
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusResponse};
+use kms_v2_client::plugin::{KmsPlugin, RpcFuture};
+use kms_v2_judge::apiserver::{ApiServer, Settings as ServerSettings};
+use kube_kms_core::annotation::WrappedDek;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::health::{OnDenied, OnUnusable, Policy};
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::{Clock, Entropy, Kek, KekCall, KekFuture, Moment, Unwrapped, Wrapped};
+use kube_kms_core::uid::Uid;
+use kube_kms_grpc::server::API_VERSION;
+use kube_kms_grpc::status::status as grpc_status;
+use kube_kms_service::decrypt::DecryptInput;
+use kube_kms_service::kek_set::{KekEntry, KekSet};
+use kube_kms_service::observer::Unobserved;
+use kube_kms_service::plugin::{Parts, Plugin};
+use kube_kms_service::settings::Settings;
+use kube_kms_service::snapshot::Snapshot;
+use kube_kms_service::state_file::StateFile;
+use kube_kms_service::supervisor::Supervisor;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -303,7 +303,7 @@ pub struct Node {
     settings: Settings,
     clock: Arc<RuntimeClock>,
     dice: Arc<Dice>,
-    running: Mutex<Option<(JoinHandle<()>, mpsc::Sender<kube_kms::service::supervisor::Reload>)>>,
+    running: Mutex<Option<(JoinHandle<()>, mpsc::Sender<kube_kms_service::supervisor::Reload>)>>,
 }
 
 impl Node {

@@ -4,7 +4,7 @@ use super::{live_of, on_disk, open, read};
 use crate::support::bolt_file::{
     BoltFile, Element, bucket, hashed, inline, meta_page, plain, put, revision, tombstone,
 };
-use kube_kms::etcd::snapshot::{Integrity, Progress, Snapshot, SnapshotError, Step, Unhashed};
+use kube_kms_etcd::snapshot::{Integrity, Progress, Snapshot, SnapshotError, Step, Unhashed};
 use std::ops::ControlFlow;
 
 /// Revisions 2 to n + 1, one key each.
@@ -174,7 +174,7 @@ fn a_reader_that_has_enough_stops_and_the_summary_says_so() {
     assert!(!hashing.is_empty() && hashing.iter().all(|p| p.step == Step::Hash && p.total > 0));
     assert!(hashing.last().is_some_and(|p| p.done == p.total));
     let mut left = 5;
-    let enough = |_: kube_kms::etcd::record::Record<'_>| {
+    let enough = |_: kube_kms_etcd::record::Record<'_>| {
         left -= 1;
         if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };

@@ -5,7 +5,7 @@
 
 use super::{on_disk, open, read};
 use crate::support::bolt_file::{BoltFile, Element, bucket, inline, plain, put, revision, tombstone};
-use kube_kms::etcd::snapshot::Unhashed;
+use kube_kms_etcd::snapshot::Unhashed;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,7 +5,7 @@ use super::{on_disk, open, read};
 use crate::support::bolt_file::{
     BoltFile, Element, PAGE, bucket, hashed, inline, meta_page, plain, put, revision, tombstone,
 };
-use kube_kms::etcd::snapshot::{SnapshotError, Unhashed};
+use kube_kms_etcd::snapshot::{SnapshotError, Unhashed};
 use proptest::prelude::*;
 use std::error::Error;
 use std::path::Path;

@@ -4,7 +4,7 @@
 //! file. Refuses to know sockets and processes.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use kube_kms::api::v2::EncryptResponse;
+use kms_v2_api::v2::EncryptResponse;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};

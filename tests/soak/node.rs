@@ -6,7 +6,7 @@
 use super::court::{Blow, Court};
 use super::schedule::Deed;
 use crate::support::site::{Running, Site};
-use kube_kms::client::kms::{KmsClient, Target};
+use kms_v2_client::kms::{KmsClient, Target};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

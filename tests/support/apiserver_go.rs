@@ -86,7 +86,7 @@ pub fn go_build(folder: &str, modfile: Option<&str>, name: &str) -> Result<PathB
         .map_err(|e| format!("the lock of the Go builds: {e}"))?;
     let binary = target_dir().join("apiserver-driver").join(name);
     let mut go = Command::new("go");
-    go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apiserver").join(folder));
+    go.current_dir(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/apiserver").join(folder));
     go.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("CGO_ENABLED", "0");
     go.args(["build", "-mod=readonly", "-buildvcs=false", "-o"]).arg(&binary);
     go.args(modfile.map(|file| format!("-modfile={file}")));

@@ -13,12 +13,10 @@ mod sound;
 
 use super::site::PATIENCE;
 use futures_util::stream;
-use kube_kms::api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
-use kube_kms::api::v2::{
-    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-};
-use kube_kms::client::apiserver::FindingCode;
-use kube_kms::client::kms::Target;
+use kms_v2_api::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use kms_v2_api::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use kms_v2_client::kms::Target;
+use kms_v2_judge::apiserver::FindingCode;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

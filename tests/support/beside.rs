@@ -5,7 +5,7 @@
 //! is itself on a quiet machine and a comparison within one run on a busy one. Refuses to know what is called.
 
 use super::site::{Running, Site, sealed};
-use kube_kms::client::kms::KmsClient;
+use kms_v2_client::kms::KmsClient;
 use std::time::{Duration, Instant};
 
 /// A well plugin, and how long calls took beside its own.

@@ -6,7 +6,7 @@
 //! again only when the server provably did not process it (transparent retry).
 
 use super::wire::{Answer, Call, Wire};
-use kube_kms::client::kms::Target;
+use kms_v2_client::kms::Target;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

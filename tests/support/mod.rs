@@ -23,6 +23,7 @@ pub mod port;
 pub mod replica;
 pub mod site;
 pub mod skip;
+pub mod transcript;
 pub mod wire;
 
 pub use skip::skipped;

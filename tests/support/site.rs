@@ -6,8 +6,8 @@
 
 use super::fake_kms::FakeKms;
 use super::fault_proxy::FaultProxy;
-use kube_kms::api::v2::{EncryptResponse, StatusResponse};
-use kube_kms::client::kms::{KmsClient, Target};
+use kms_v2_api::v2::{EncryptResponse, StatusResponse};
+use kms_v2_client::kms::{KmsClient, Target};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,9 +18,35 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::Status;
 
-/// The binary that this test run built. [`Site::process`] runs the one that `KUBE_KMS_BINARY` names in its place, the release
-/// binary say (`make memory-scan`).
-pub const BINARY: &str = env!("CARGO_BIN_EXE_kube-kms");
+macro_rules! beside {
+    ($name:literal) => {
+        if cfg!(debug_assertions) {
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/../debug/", $name)
+        } else {
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/../release/", $name)
+        }
+    };
+}
+
+/// The plugin. [`Site::process`] runs the one that `KUBE_KMS_BINARY` names in its place, the release binary say (`make memory-scan`). Cargo
+/// names the program of the package that a test belongs to; the other one is beside it, built by
+/// `cargo build --workspace`.
+pub const BINARY: &str = match option_env!("CARGO_BIN_EXE_kube-kms") {
+    Some(path) => path,
+    None => beside!("kube-kms"),
+};
+/// The operator's tool.
+pub const KMSCTL: &str = match option_env!("CARGO_BIN_EXE_kmsctl") {
+    Some(path) => path,
+    None => beside!("kmsctl"),
+};
+/// What is a command of [`KMSCTL`] and not of [`BINARY`].
+const OF_KMSCTL: [&str; 5] = ["scan", "inspect", "drill", "conformance", "bench"];
+
+/// Which of the two has this command.
+pub fn program_of(arguments: &[&str]) -> &'static str {
+    if arguments.first().is_some_and(|command| OF_KMSCTL.contains(command)) { KMSCTL } else { BINARY }
+}
 /// How long anything is waited for before the test fails with the process's log.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The alias that [`Site::aws`] uses.
@@ -206,7 +232,7 @@ impl Site {
 
     /// Runs one command of the binary to its end.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        self.process(BINARY, arguments).output().unwrap()
+        self.process(program_of(arguments), arguments).output().unwrap()
     }
 
     /// Starts `serve`, without waiting for anything.

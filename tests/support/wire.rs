@@ -7,9 +7,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request, Uri, Version};
-use kube_kms::api::v2::EncryptResponse;
-use kube_kms::api::v2::{DecryptRequest, StatusRequest};
-use kube_kms::client::kms::Target;
+use kms_v2_api::v2::EncryptResponse;
+use kms_v2_api::v2::{DecryptRequest, StatusRequest};
+use kms_v2_client::kms::Target;
 use prost::Message;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream as StdUnixStream};
@@ -288,7 +288,7 @@ impl Wire {
     /// Status, which must succeed.
     pub async fn status_is_ok(&self) {
         let answer = self.call(Call::status()).await.unwrap();
-        let status: kube_kms::api::v2::StatusResponse = answer.decode();
+        let status: kms_v2_api::v2::StatusResponse = answer.decode();
         assert_eq!((&*status.version, &*status.healthz), ("v2", "ok"));
     }
 }

@@ -4,7 +4,7 @@
 //! SPEC: AWS KMS API Reference, RotateKeyOnDemand (asynchronous, at most ten for a key, never undone), UpdateAlias, DisableKey,
 //! EnableKey.
 
-use crate::drill::admin::{AdminError, AdminFuture, KekAdmin};
+use crate::admin::{AdminError, AdminFuture, KekAdmin};
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};

@@ -1,8 +1,8 @@
 //! The sandbox's own keyring file.
 
-use crate::drill::admin::{AdminError, AdminFuture, KekAdmin};
-use crate::kek::local::{KeyringError, operation};
-use crate::os::{OsEntropy, wall_clock};
+use crate::admin::{AdminError, AdminFuture, KekAdmin};
+use kube_kms_kek_local::{KeyringError, operation};
+use kube_kms_os::{OsEntropy, wall_clock};
 use std::path::PathBuf;
 
 /// See the module.

@@ -3,10 +3,10 @@
 //! Guarantees: nothing of the rotation is undone (a key_id that was left is never reported again); a migration that runs is left
 //! to run, because half of one is worse, and is named.
 
-use crate::drill::claim::plain;
-use crate::drill::live::migration::{self, Phase};
-use crate::drill::live::objects;
-use crate::drill::live::world::{Live, describe, under};
+use crate::claim::plain;
+use crate::live::migration::{self, Phase};
+use crate::live::objects;
+use crate::live::world::{Live, describe, under};
 
 /// Deletes what the drill has made and nobody needs; what is left and why.
 pub(crate) async fn tear_down(w: &mut Live) -> Vec<String> {

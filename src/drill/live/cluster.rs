@@ -3,8 +3,8 @@
 //! Guarantees: every request ends within its time; an error says which API server, what was asked and what it answered.
 //! Refuses to know what is asked for.
 
-use crate::drill::live::exposition::Facts;
-use crate::drill::live::plan::ClusterPlan;
+use crate::live::exposition::Facts;
+use crate::live::plan::ClusterPlan;
 use http::{Method, Request};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;

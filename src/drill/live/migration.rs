@@ -4,8 +4,8 @@
 //! it was worth, the scan tells: it passes over what was written lately. Refuses to decide when it may begin. SPEC: KEP-4192;
 //! v1alpha1 (1.30 to 1.34) names the resource's version, v1beta1 (1.35) and v1 (1.37) do not.
 
-use crate::drill::live::cluster::{ApiError, Resource, Server, text};
-use crate::drill::live::objects::LABEL;
+use crate::live::cluster::{ApiError, Resource, Server, text};
+use crate::live::objects::LABEL;
 use serde_json::{Value, json};
 
 /// Newest first.

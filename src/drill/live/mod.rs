@@ -16,12 +16,12 @@ mod state;
 mod step;
 mod world;
 
-use crate::drill::claim::{StepReport, Verdict, millis};
-use crate::drill::report::{LIVE_DOES_NOT_PROVE, LIVE_PROVES, Report, Totals};
-use crate::drill::script::{Progress, play_one};
-use crate::etcd::client::EtcdClient;
-use crate::os::Stopwatch;
+use crate::claim::{StepReport, Verdict, millis};
+use crate::report::{LIVE_DOES_NOT_PROVE, LIVE_PROVES, Report, Totals};
+use crate::script::{Progress, play_one};
 use cluster::Server;
+use kube_kms_etcd::client::EtcdClient;
+use kube_kms_os::Stopwatch;
 use plan::{LiveError, LivePlan};
 use state::{Done, State};
 use std::sync::Arc;

@@ -2,10 +2,10 @@
 //!
 //! Guarantees: an object is named in the state file before it is created, so that whatever there is can be deleted.
 
-use crate::drill::live::cluster::{ApiError, Resource, text};
-use crate::drill::live::state::Made;
-use crate::drill::live::world::Live;
-use crate::etcd::resource::directories;
+use crate::live::cluster::{ApiError, Resource, text};
+use crate::live::state::Made;
+use crate::live::world::Live;
+use kube_kms_etcd::resource::directories;
 use serde_json::{Value, json};
 
 /// Marks everything that a drill makes.
@@ -14,7 +14,7 @@ const ANNOTATION: &str = "kube-kms-drill";
 
 /// What the object with this name holds.
 fn content(name: &str) -> String {
-    format!("written by kube-kms drill as {name}, to be read back")
+    format!("written by kmsctl drill as {name}, to be read back")
 }
 
 /// Writes one object through API server `nth`, counted around.

@@ -1,7 +1,7 @@
 //! What an operator asks a drill on a cluster to do, and why it could not begin or go on.
 
-use crate::client::kms::Target;
-use crate::etcd::scan::Settings;
+use kms_v2_client::kms::Target;
+use kube_kms_etcd::scan::Settings;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -3,13 +3,13 @@
 //! Guarantees: written as a whole, 0600, after every step and before anything is made in the cluster, so that whatever
 //! the drill made is named here; no secret, no credential. Refuses to know the cluster.
 
-use crate::drill::claim::StepReport;
-use crate::drill::live::plan::{LiveError, LivePlan};
-use crate::drill::timeline::Seen;
-use crate::durable::{self, Existing};
-use crate::etcd::tally::Tally;
-use crate::etcd::verdict::{is_named, key_id_hash};
-use crate::os::wall_clock;
+use crate::claim::StepReport;
+use crate::live::plan::{LiveError, LivePlan};
+use crate::timeline::Seen;
+use kube_kms_etcd::tally::Tally;
+use kube_kms_etcd::verdict::{is_named, key_id_hash};
+use kube_kms_os::durable::{self, Existing};
+use kube_kms_os::wall_clock;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::ErrorKind;

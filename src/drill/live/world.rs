@@ -3,19 +3,19 @@
 //! Guarantees: nothing is changed that the plan does not ask for and the operator has not confirmed; what the drill makes is
 //! in the state file before it is made. Refuses to know the order of the steps.
 
-use crate::client::kms::KmsClient;
-use crate::drill::claim::plain;
-use crate::drill::live::cluster::{ApiError, Server};
-use crate::drill::live::exposition::Facts;
-use crate::drill::live::plan::{LiveError, LivePlan};
-use crate::drill::live::state::{Key, Made, State, now_unix};
-use crate::drill::script::Progress;
-use crate::drill::timeline::Timeline;
-use crate::etcd::census::Census;
-use crate::etcd::client::EtcdClient;
-use crate::etcd::scan::scan;
-use crate::etcd::tally::Tally;
-use crate::etcd::value::Value;
+use crate::claim::plain;
+use crate::live::cluster::{ApiError, Server};
+use crate::live::exposition::Facts;
+use crate::live::plan::{LiveError, LivePlan};
+use crate::live::state::{Key, Made, State, now_unix};
+use crate::script::Progress;
+use crate::timeline::Timeline;
+use kms_v2_client::kms::KmsClient;
+use kube_kms_etcd::census::Census;
+use kube_kms_etcd::client::EtcdClient;
+use kube_kms_etcd::scan::scan;
+use kube_kms_etcd::tally::Tally;
+use kube_kms_etcd::value::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -193,7 +193,7 @@ impl Live {
     /// Counts what is in etcd now.
     pub(crate) async fn scan(&mut self) -> Result<Tally, String> {
         let (progress, number) = (self.progress.clone(), |n: u64| usize::try_from(n).unwrap_or(usize::MAX));
-        let on_progress = move |seen: crate::etcd::scan::Progress| {
+        let on_progress = move |seen: kube_kms_etcd::scan::Progress| {
             progress.0.doing("scanning etcd", number(seen.done), number(seen.all));
         };
         let mut census = Census::new(&self.plan.scan.prefix, Box::new(on_progress));

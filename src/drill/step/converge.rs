@@ -1,12 +1,12 @@
 //! Step 4: every plugin and every API server moves to the new key, once, while requests run.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::load::verdict;
-use crate::drill::node::Node;
-use crate::drill::script::Playing;
-use crate::drill::step::ms;
-use crate::drill::world::World;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::load::verdict;
+use crate::node::Node;
+use crate::script::Playing;
+use crate::step::ms;
+use crate::world::World;
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 pub(crate) static STEP: Step = Step {

@@ -1,10 +1,10 @@
 //! Step 10: what only the whole drill shows, and the end of everything that it started.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::describe;
-use crate::drill::script::Playing;
-use crate::drill::timeline::came_back;
-use crate::drill::world::World;
+use crate::claim::{Sheet, Step};
+use crate::front::describe;
+use crate::script::Playing;
+use crate::timeline::came_back;
+use crate::world::World;
 
 pub(crate) static STEP: Step = Step {
     number: 10,

@@ -1,11 +1,11 @@
 //! Step 7: every object is written again, as a storage migration does, and counted. One is left behind on purpose.
 
-use crate::client::apiserver::Rewrite;
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::script::Playing;
-use crate::drill::step::OLD;
-use crate::drill::store::Store;
-use crate::drill::world::World;
+use crate::claim::{Sheet, Step};
+use crate::script::Playing;
+use crate::step::OLD;
+use crate::store::Store;
+use crate::world::World;
+use kms_v2_judge::apiserver::Rewrite;
 
 pub(crate) static STEP: Step = Step {
     number: 7,

@@ -12,8 +12,8 @@ mod retire;
 mod rotate;
 mod seed;
 
-use crate::drill::script::Scene;
-use crate::drill::world::World;
+use crate::script::Scene;
+use crate::world::World;
 
 /// Objects that are sealed before the rotation.
 pub(crate) const OLD: &str = "old";
@@ -36,7 +36,7 @@ pub(crate) static SCRIPT: [Scene<World>; 10] = [
 
 /// `{n} ms`, for a detail.
 fn ms(time: std::time::Duration) -> String {
-    format!("{} ms", crate::drill::claim::millis(time))
+    format!("{} ms", crate::claim::millis(time))
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Step 9: nobody reaches the KEK, for longer than the grace and for longer than an API server writes without an agreement.
 
-use crate::client::apiserver::FindingCode;
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::unopened;
-use crate::drill::load::{Lane, Load, verdict};
-use crate::drill::node::Node;
-use crate::drill::script::Playing;
-use crate::drill::step::ms;
-use crate::drill::tempo::{SLACK, Tempo};
-use crate::drill::world::World;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::front::unopened;
+use crate::load::{Lane, Load, verdict};
+use crate::node::Node;
+use crate::script::Playing;
+use crate::step::ms;
+use crate::tempo::{SLACK, Tempo};
+use crate::world::World;
+use kms_v2_judge::apiserver::FindingCode;
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 pub(crate) static STEP: Step = Step {

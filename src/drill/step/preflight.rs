@@ -1,10 +1,10 @@
 //! Step 1: the plugins and the API servers are there and agree.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::Front;
-use crate::drill::script::Playing;
-use crate::drill::step::ms;
-use crate::drill::world::{STARTS_WITHIN, World};
+use crate::claim::{Sheet, Step};
+use crate::front::Front;
+use crate::script::Playing;
+use crate::step::ms;
+use crate::world::{STARTS_WITHIN, World};
 
 pub(crate) static STEP: Step = Step {
     number: 1,

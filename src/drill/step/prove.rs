@@ -1,12 +1,12 @@
 //! Step 5: what is new is under the new key, and what is old still opens.
 
-use crate::client::plugin::Rpc;
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::unopened;
-use crate::drill::script::Playing;
-use crate::drill::step::seed::write;
-use crate::drill::step::{NEW, OLD};
-use crate::drill::world::World;
+use crate::claim::{Sheet, Step};
+use crate::front::unopened;
+use crate::script::Playing;
+use crate::step::seed::write;
+use crate::step::{NEW, OLD};
+use crate::world::World;
+use kms_v2_client::plugin::Rpc;
 
 pub(crate) static STEP: Step = Step {
     number: 5,

@@ -1,12 +1,12 @@
 //! Step 6: a plugin is killed in the middle of its work.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::unopened;
-use crate::drill::load::{Lane, Load, verdict};
-use crate::drill::script::Playing;
-use crate::drill::step::ms;
-use crate::drill::world::{STARTS_WITHIN, World};
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::front::unopened;
+use crate::load::{Lane, Load, verdict};
+use crate::script::Playing;
+use crate::step::ms;
+use crate::world::{STARTS_WITHIN, World};
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 pub(crate) static STEP: Step = Step {

@@ -1,15 +1,15 @@
 //! Step 8: the old key is retired, an object that is still under it fails as documented, and the retirement is undone.
 
-use crate::client::apiserver::{Rewrite, TransformError};
-use crate::client::kms::Target;
-use crate::drill::admin::AdminError;
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::{Front, unopened};
-use crate::drill::script::Playing;
-use crate::drill::step::ms;
-use crate::drill::tempo::SLACK;
-use crate::drill::world::World;
-use crate::os::Stopwatch;
+use crate::admin::AdminError;
+use crate::claim::{Sheet, Step};
+use crate::front::{Front, unopened};
+use crate::script::Playing;
+use crate::step::ms;
+use crate::tempo::SLACK;
+use crate::world::World;
+use kms_v2_client::kms::Target;
+use kms_v2_judge::apiserver::{Rewrite, TransformError};
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 use tonic::Code;
 
@@ -127,7 +127,7 @@ async fn until_refused(
 
 /// docs/failure-modes.md: a KEK version that is dead, and the constant words for it.
 fn is_documented(status: &tonic::Status) -> bool {
-    use crate::core::fault::Reason::{KekDisabled, KekGone, KekMaterialGone, KekPendingDeletion};
+    use kube_kms_core::fault::Reason::{KekDisabled, KekGone, KekMaterialGone, KekPendingDeletion};
 
     let dead = [KekDisabled, KekGone, KekMaterialGone, KekPendingDeletion];
     status.code() == Code::FailedPrecondition && dead.iter().any(|reason| status.message().contains(reason.phrase()))

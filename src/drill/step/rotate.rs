@@ -1,12 +1,12 @@
 //! Step 3: the KEK is rotated, by the drill or by the operator, while requests run.
 
-use crate::drill::admin::AdminError;
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::load::Load;
-use crate::drill::script::Playing;
-use crate::drill::step::ms;
-use crate::drill::world::World;
-use crate::os::Stopwatch;
+use crate::admin::AdminError;
+use crate::claim::{Sheet, Step};
+use crate::load::Load;
+use crate::script::Playing;
+use crate::step::ms;
+use crate::world::World;
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 pub(crate) static STEP: Step = Step {

@@ -1,11 +1,11 @@
 //! Step 2: objects under the old key.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::front::unopened;
-use crate::drill::script::Playing;
-use crate::drill::step::OLD;
-use crate::drill::store::Store;
-use crate::drill::world::World;
+use crate::claim::{Sheet, Step};
+use crate::front::unopened;
+use crate::script::Playing;
+use crate::step::OLD;
+use crate::store::Store;
+use crate::world::World;
 
 pub(crate) static STEP: Step = Step {
     number: 2,

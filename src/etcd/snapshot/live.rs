@@ -11,7 +11,7 @@ use super::error::SnapshotError;
 use super::file::Pages;
 use super::tree::{self, Bucket};
 use super::{Progress, Step, revision};
-use crate::etcd::record::Record;
+use crate::record::Record;
 use hashbrown::HashSet;
 use sha2::{Digest as _, Sha256};
 use std::ops::ControlFlow;

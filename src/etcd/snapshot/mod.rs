@@ -22,7 +22,7 @@ pub use error::SnapshotError;
 pub use facts::Facts;
 pub use live::Summary;
 
-use crate::etcd::record::Record;
+use crate::record::Record;
 use std::ops::ControlFlow;
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Known records in, known counts out.
 
 use super::*;
-use crate::api::stored;
-use crate::api::v2::EncryptedObject;
+use kms_v2_api::stored;
+use kms_v2_api::v2::EncryptedObject;
 use std::collections::BTreeMap;
 
 fn object(key_id: &str, source: &[u8], kind: i32) -> Vec<u8> {

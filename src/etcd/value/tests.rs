@@ -1,8 +1,8 @@
 //! Every form, every damage, and any bytes at all.
 
 use super::*;
-use crate::api::stored;
-use crate::api::v2::EncryptedObject;
+use kms_v2_api::stored;
+use kms_v2_api::v2::EncryptedObject;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

@@ -6,13 +6,13 @@
 //! states". Modelled and unmodelled errors are told apart by the same code, as it stands on the wire.
 
 use super::http::TooLarge;
-use crate::core::fault::{Fault, Reason};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::types::KeyState;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::DispatchFailure;
+use kube_kms_core::fault::{Fault, Reason};
 use std::error::Error;
 use std::fmt;
 

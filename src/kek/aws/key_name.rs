@@ -5,7 +5,7 @@
 //! SPEC: AWS KMS Developer Guide, "Key identifiers (KeyId)"; docs/format.md.
 
 use super::settings::SettingsError;
-use crate::core::aws_partition::partition_of;
+use kube_kms_core::aws_partition::partition_of;
 use std::fmt;
 
 /// Bytes of an alias's name at most, without `alias/`. SPEC: AWS KMS API, CreateAlias.

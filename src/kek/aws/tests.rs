@@ -4,8 +4,6 @@
 //! KMS that keeps keys; this one only says its lines.
 
 use super::*;
-use crate::core::port::Entropy;
-use crate::core::uid::Uid;
 use aws_credential_types::Credentials;
 use aws_credential_types::credential_fn::provide_credentials_fn;
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -14,6 +12,8 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use kube_kms_core::port::Entropy;
+use kube_kms_core::uid::Uid;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -4,8 +4,8 @@
 //! must not carry whatever a caller wrote. Never in EncryptionContext: what is bound to the wrap would have to be known to unwrap.
 //! SPEC: RFC 9110 10.1.5 (product); docs/observability.md, "From a failing Secret to CloudTrail".
 
-use crate::core::uid::Uid;
 use aws_sdk_kms::config::http::HttpRequest;
+use kube_kms_core::uid::Uid;
 
 /// Both are sent by the SDK; which one CloudTrail shows is for AWS to say.
 const HEADERS: [&str; 2] = ["user-agent", "x-amz-user-agent"];

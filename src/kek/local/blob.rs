@@ -1,19 +1,19 @@
-//! A DEK under one version of a keyring: 77 bytes, laid out in the module doc of [`crate::kek::local`]. FROZEN.
+//! A DEK under one version of a keyring: 77 bytes, laid out in the module doc of [`crate`]. FROZEN.
 //!
 //! Guarantees: bound to the keyring, the version and the context; whatever is wrong with a blob is the one answer
 //! `wrapped-dek-rejected`. SPEC: NIST SP 800-38D; random nonces allow 2^32 wraps per version (8.3), which a plugin that
 //! makes a DEK every second reaches after 136 years.
 
 use super::keyring::{Keyring, State, Version};
-use crate::core::annotation::WrappedDek;
-use crate::core::context::WrapContext;
-use crate::core::dek::{DEK_LEN, DekBytes};
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::KekRef;
-use crate::core::port::{Entropy, Unwrapped, Wrapped};
-use crate::memory::Locked;
 use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
+use kube_kms_core::annotation::WrappedDek;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::{DEK_LEN, DekBytes};
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::port::{Entropy, Unwrapped, Wrapped};
+use kube_kms_memory::Locked;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -109,8 +109,8 @@ fn rejected(why: &'static str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kek::local::fixture::{Counting, OTHER, VERSION, context, dek, known_file};
-    use crate::kek::local::json;
+    use crate::fixture::{Counting, OTHER, VERSION, context, dek, known_file};
+    use crate::json;
     use proptest::prelude::*;
 
     /// Made with another implementation of AES-GCM, from the layout in the module doc.

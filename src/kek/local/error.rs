@@ -5,8 +5,8 @@
 use super::file::FileProblem;
 use super::json::ContentProblem;
 use super::keyring::ChangeProblem;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::KekRef;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::KekRef;
 use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};

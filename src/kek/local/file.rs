@@ -171,7 +171,7 @@ pub(super) fn create_directories(path: &Path) -> Result<(), FileProblem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kek::local::fixture::{file_with, known_file, set_mode};
+    use crate::fixture::{file_with, known_file, set_mode};
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o700, "{made}");
         }
         let blocked = dir.path().join("file");
-        crate::durable::write(&blocked, b"x", crate::durable::Existing::Refuse).unwrap();
+        kube_kms_os::durable::write(&blocked, b"x", kube_kms_os::durable::Existing::Refuse).unwrap();
         assert!(matches!(create_directories(&blocked.join("x/keyring.json")), Err(FileProblem::Io { .. })));
     }
 }

@@ -1,11 +1,11 @@
 //! What the tests of this folder share: known keys, a known keyring file, and entropy that can be foretold.
 
-use crate::core::context::WrapContext;
-use crate::core::dek::DekBytes;
-use crate::core::fault::{Fault, Reason};
-use crate::core::port::{Entropy, KekCall};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::port::{Entropy, KekCall};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ pub(super) fn file_with(content: &str) -> (TempDir, PathBuf) {
 }
 
 pub(super) fn put(path: &Path, content: &str) {
-    crate::durable::write(path, content.as_bytes(), crate::durable::Existing::Replace).unwrap();
+    kube_kms_os::durable::write(path, content.as_bytes(), kube_kms_os::durable::Existing::Replace).unwrap();
 }
 
 pub(super) fn set_mode(path: &Path, mode: u32) {

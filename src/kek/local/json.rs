@@ -228,7 +228,7 @@ pub(super) fn render(keyring: &Keyring) -> Option<Zeroizing<Vec<u8>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kek::local::fixture::{
+    use crate::fixture::{
         Counting, KEYRING, MATERIAL, OTHER, OTHER_MATERIAL, VERSION, assert_no_canary, file_of, known_file, moment,
     };
     use proptest::prelude::*;
@@ -344,7 +344,7 @@ mod tests {
     fn the_largest_keyring_is_read_and_one_more_is_not() {
         let full = parse(file_of(VERSIONS_MAX).as_bytes()).ok().unwrap();
         assert_eq!(full.versions().len(), VERSIONS_MAX);
-        assert!((render(&full).unwrap().len() as u64) < crate::kek::local::file::SIZE_MAX / 4);
+        assert!((render(&full).unwrap().len() as u64) < crate::file::SIZE_MAX / 4);
         assert_eq!(refusal(&file_of(VERSIONS_MAX + 1)), ContentProblem::TooManyVersions);
     }
 

@@ -5,9 +5,9 @@
 //! Key material has no `Debug`, `Clone` or `Serialize`, and is wiped when it is dropped.
 
 use super::json::ContentProblem;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::{KekKind, KekRef, KekVersion};
-use crate::core::port::Entropy;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::{KekKind, KekRef, KekVersion};
+use kube_kms_core::port::Entropy;
 use std::path::Path;
 use std::time::SystemTime;
 use subtle::ConstantTimeEq;

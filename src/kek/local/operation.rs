@@ -8,10 +8,10 @@ use super::error::{KeyringError, Problem};
 use super::file::{self, FileProblem};
 use super::json::{self, ContentProblem};
 use super::keyring::{ChangeProblem, Keyring, State, Version};
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
-use crate::core::port::Entropy;
-use crate::durable::{self, Existing};
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::Entropy;
+use kube_kms_os::durable::{self, Existing};
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
@@ -212,12 +212,12 @@ fn writable(now: SystemTime) -> Result<SystemTime, ChangeProblem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fault::Reason;
-    use crate::kek::local::fixture::{
+    use crate::fixture::{
         Counting, Dry, KEYRING, OTHER, Stuck, VERSION, assert_no_canary, file_of, file_with, known_file, moment, put,
         set_mode,
     };
-    use crate::os::OsEntropy;
+    use kube_kms_core::fault::Reason;
+    use kube_kms_os::OsEntropy;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Barrier;
 

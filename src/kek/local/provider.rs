@@ -7,12 +7,12 @@
 use super::error::{KeyringError, Problem};
 use super::keyring::Keyring;
 use super::{blob, operation};
-use crate::core::annotation::WrappedDek;
-use crate::core::context::WrapContext;
-use crate::core::dek::DekBytes;
-use crate::core::fault::{Fault, Reason};
-use crate::core::kek_ref::{KekKind, KekRef};
-use crate::core::port::{Entropy, Kek, KekCall, KekFuture, Unwrapped, Wrapped};
+use kube_kms_core::annotation::WrappedDek;
+use kube_kms_core::context::WrapContext;
+use kube_kms_core::dek::DekBytes;
+use kube_kms_core::fault::{Fault, Reason};
+use kube_kms_core::kek_ref::{KekKind, KekRef};
+use kube_kms_core::port::{Entropy, Kek, KekCall, KekFuture, Unwrapped, Wrapped};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -126,11 +126,11 @@ impl fmt::Debug for LocalKek {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fault::Class;
-    use crate::kek::local::fixture::{
+    use crate::fixture::{
         KEYRING, OTHER, VERSION, assert_no_canary, call, context, dek, file_with, known_file, put, set_mode,
     };
-    use crate::os::OsEntropy;
+    use kube_kms_core::fault::Class;
+    use kube_kms_os::OsEntropy;
     use std::path::Path;
     use std::time::Duration;
 

@@ -1,9 +1,7 @@
 //! Tests of Decrypt in bad weather, on paused time: blips, throttling, and floods of forged blobs.
 
 use super::*;
-use crate::service::decrypt_fixture::{
-    FORGED, Line, ScriptedKek, annotations, decrypt, decrypt_under, plugin, supervise,
-};
+use crate::decrypt_fixture::{FORGED, Line, ScriptedKek, annotations, decrypt, decrypt_under, plugin, supervise};
 use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_millis(2750);

@@ -2,13 +2,13 @@
 //! its KMS answers, and how old what we hold is.
 
 use super::*;
-use crate::core::annotation::{RecoveryWrap, WrappedDek};
-use crate::core::health::OnDenied;
-use crate::core::kek_ref::{KekKind, KekRef};
-use crate::service::decrypt_fixture::{
+use crate::decrypt_fixture::{
     Line, ScriptedKek, annotations, begin_outage, decrypt_under, entry, plugin_over, supervise,
 };
-use crate::service::kek_set::KekSet;
+use crate::kek_set::KekSet;
+use kube_kms_core::annotation::{RecoveryWrap, WrappedDek};
+use kube_kms_core::health::OnDenied;
+use kube_kms_core::kek_ref::{KekKind, KekRef};
 
 const PAGE: &str = include_str!("../../../docs/failure-modes.md");
 const HEAD: &str = "| KEK | its answer | held, fresh | held, past `cache.ttl` | not held |";

@@ -1,7 +1,7 @@
 //! How long a caller waits for an unwrap, and for which of its words: with something else to serve the next one is enough.
 
-use crate::core::fault::{Class, Reason};
-use crate::service::keyring::{Outcome, Progress};
+use crate::keyring::{Outcome, Progress};
+use kube_kms_core::fault::{Class, Reason};
 use std::time::Duration;
 use tokio::sync::watch;
 

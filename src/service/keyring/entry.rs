@@ -4,12 +4,12 @@
 //! request that is, byte by byte, the one that it was computed for. With thousands of DEKs each cache line that a Decrypt
 //! reads is one to be fetched, so a name is one run of bytes, and so is what is remembered of a request.
 
-use crate::core::annotation::{AdditionalData, Annotations, DekName};
-use crate::core::dek::Dek;
-use crate::core::kek_ref::KekRef;
-use crate::core::key_id::KeyId;
-use crate::core::port::Moment;
 use hashbrown::Equivalent;
+use kube_kms_core::annotation::{AdditionalData, Annotations, DekName};
+use kube_kms_core::dek::Dek;
+use kube_kms_core::kek_ref::KekRef;
+use kube_kms_core::key_id::KeyId;
+use kube_kms_core::port::Moment;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -224,9 +224,9 @@ impl Equivalent<Held> for SlotRef<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::annotation::{DEK, KEK};
-    use crate::core::kek_ref::KekKind;
-    use crate::service::decrypt_fixture;
+    use crate::decrypt_fixture;
+    use kube_kms_core::annotation::{DEK, KEK};
+    use kube_kms_core::kek_ref::KekKind;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

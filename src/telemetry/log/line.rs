@@ -3,7 +3,7 @@
 //! Guarantees: one event is one line, whatever its fields contain: control characters are escaped, so a hostile value cannot
 //! forge a line or drive a terminal.
 
-use crate::os::wall_clock;
+use kube_kms_os::wall_clock;
 use std::fmt::{self, Write as _};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};

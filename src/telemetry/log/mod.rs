@@ -10,7 +10,7 @@ mod waiting;
 
 use self::line::{EscapedFields, PlainText, WallClock};
 use self::waiting::{Lines, Writer};
-use crate::core::printable::printable_json;
+use kube_kms_core::printable::printable_json;
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -174,7 +174,7 @@ impl<W: io::Write> io::Write for PrintableJson<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::printable::is_steering;
+    use kube_kms_core::printable::is_steering;
     use serde_json::Value;
     use std::sync::{Arc, Mutex};
     use tracing::subscriber::with_default;
@@ -215,7 +215,7 @@ mod tests {
         assert_is_rfc3339_with_microseconds(time);
         assert_eq!(
             rest.trim_start(),
-            "INFO kube_kms::telemetry::log::tests: an RPC failed uid=u-1 code=14 reason=kms-unreachable \
+            "INFO kube_kms_telemetry::log::tests: an RPC failed uid=u-1 code=14 reason=kms-unreachable \
              text=\"two words\" empty=\"\""
         );
     }
@@ -270,7 +270,7 @@ mod tests {
         let object: Value = serde_json::from_str(line).unwrap();
         assert_is_rfc3339_with_microseconds(object["timestamp"].as_str().unwrap());
         assert_eq!(object["level"], "INFO");
-        assert_eq!(object["target"], "kube_kms::telemetry::log::tests");
+        assert_eq!(object["target"], module_path!());
         assert_eq!(object["message"], "done");
         assert_eq!(object["elapsed_us"], 12);
         assert_eq!(object["reason"], HOSTILE);

@@ -10,8 +10,8 @@
 //! of other threads, what is still there after 40 ms, and a stderr that cannot take a write now, or never without waiting.
 //! SPEC: preadv2(2).
 
-use crate::core::port::{Clock, Moment};
-use crate::os::MonotonicClock;
+use kube_kms_core::port::{Clock, Moment};
+use kube_kms_os::MonotonicClock;
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use std::fs::File;
 use std::io::{self, IoSlice, Write};

@@ -179,11 +179,11 @@ fn pair(key: &str, value: &str) -> KeyValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::fault::Reason;
-    use crate::service::observer::{Observer as _, Rpc};
-    use crate::telemetry::ProcessFacts;
-    use crate::telemetry::exposition::{Page, snapshot};
-    use crate::telemetry::metrics::Metrics;
+    use crate::ProcessFacts;
+    use crate::exposition::{Page, snapshot};
+    use crate::metrics::Metrics;
+    use kube_kms_core::fault::Reason;
+    use kube_kms_service::observer::{Observer as _, Rpc};
     use std::time::Duration;
 
     fn request_of(page: &str) -> Vec<Metric> {

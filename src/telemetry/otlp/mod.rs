@@ -1,4 +1,4 @@
-//! OpenTelemetry export over OTLP/gRPC: the spans of [`crate::span`] and the numbers of /metrics.
+//! OpenTelemetry export over OTLP/gRPC: the spans of [`kube_kms_span`] and the numbers of /metrics.
 //!
 //! Guarantees: a request never waits for a collector: spans go through the SDK's bounded queue (what does not fit is dropped by it),
 //! and everything else is on a thread with a runtime of its own. Metrics are read from the page of /metrics, so they are
@@ -8,8 +8,8 @@
 mod metric;
 mod span_export;
 
-use crate::os::wall_clock;
-use crate::span;
+use kube_kms_os::wall_clock;
+use kube_kms_span as span;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{KeyValue, Value};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};

@@ -161,7 +161,7 @@ fn what_lies_at_the_temporary_name_is_removed_only_when_it_is_a_socket() {
 fn the_mode_is_exact_under_every_umask_and_never_wider_on_the_way() {
     // The umask belongs to the whole process, and the directories of other tests would feel it.
     let done = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["transport::socket::tests::child_under_umasks", "--exact", "--ignored"])
+        .args(["socket::tests::child_under_umasks", "--exact", "--ignored"])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&done.stdout);

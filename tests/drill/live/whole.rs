@@ -2,7 +2,7 @@
 
 use crate::drill::run::until;
 use crate::support::apiserver_whole::{ETCD_PREFIX, Machine, WholeApiServer};
-use crate::support::site::{ALIAS, BINARY, Site};
+use crate::support::site::{ALIAS, KMSCTL, Site};
 use crate::support::skipped;
 use serde_json::{Value, json};
 
@@ -87,7 +87,7 @@ async fn a_rotation_is_walked_on_real_plugins_and_a_real_api_server_with_the_mig
         "--poll",
         "300ms",
     ];
-    let mut drill = site.run(&mut site.process(BINARY, &arguments));
+    let mut drill = site.run(&mut site.process(KMSCTL, &arguments));
     tokio::task::block_in_place(|| {
         until("the commands of the migration", || {
             // As a kubelet asks: kube-apiserver looks at Status then, and not only once a minute.

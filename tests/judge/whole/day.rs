@@ -4,7 +4,7 @@ use super::{WIDGETS, Whole, key, widget};
 use crate::judge::live::served;
 use crate::judge::shadow::times;
 use crate::support::site::Site;
-use kube_kms::api::stored;
+use kms_v2_api::stored;
 use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
-use kube_kms::api::v2::StatusRequest;
+use kms_v2_api::v2::StatusRequest;
 use prost::Message;
 use rustix::net::RecvFlags;
 use std::future::poll_fn;

@@ -3,7 +3,7 @@
 use super::connection::serve;
 use super::fault::Fault;
 use super::sound::Sound;
-use kube_kms::client::kms::Target;
+use kms_v2_client::kms::Target;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener as StdUnixListener};

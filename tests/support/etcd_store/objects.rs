@@ -5,8 +5,8 @@
 //! `api::stored`. Refuses to know how a reader names these kinds.
 
 use super::EtcdStore;
-use kube_kms::api::stored;
-use kube_kms::api::v2::EncryptedObject;
+use kms_v2_api::stored;
+use kms_v2_api::v2::EncryptedObject;
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

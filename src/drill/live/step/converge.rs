@@ -1,13 +1,13 @@
 //! Step 4: every plugin and every API server moves to the new key, or enough time has passed that each has moved or stopped.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::objects;
-use crate::drill::live::state::{Key, now_unix};
-use crate::drill::live::step::none;
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
-use crate::drill::timeline::came_back;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::live::objects;
+use crate::live::state::{Key, now_unix};
+use crate::live::step::none;
+use crate::live::world::Live;
+use crate::script::Playing;
+use crate::timeline::came_back;
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 pub(crate) static STEP: Step = Step {

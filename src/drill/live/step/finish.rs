@@ -1,11 +1,11 @@
 //! Step 10: what only the whole drill shows, and the end of everything that it made.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::abort;
-use crate::drill::live::step::converge::back;
-use crate::drill::live::step::none;
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
+use crate::claim::{Sheet, Step};
+use crate::live::abort;
+use crate::live::step::converge::back;
+use crate::live::step::none;
+use crate::live::world::Live;
+use crate::script::Playing;
 
 pub(crate) static STEP: Step = Step {
     number: 10,

@@ -1,15 +1,15 @@
 //! Step 7: everything under the old key is rewritten. Not before every API server writes under the new one: a migration takes
 //! what was written lately for new, and says that it succeeded.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::cluster::{Resource, Server};
-use crate::drill::live::migration::{self, Phase};
-use crate::drill::live::plan::Migrate;
-use crate::drill::live::state::Key;
-use crate::drill::live::step::none;
-use crate::drill::live::world::{Live, under};
-use crate::drill::script::Playing;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::live::cluster::{Resource, Server};
+use crate::live::migration::{self, Phase};
+use crate::live::plan::Migrate;
+use crate::live::state::Key;
+use crate::live::step::none;
+use crate::live::world::{Live, under};
+use crate::script::Playing;
+use kube_kms_os::Stopwatch;
 use std::collections::BTreeMap;
 
 pub(crate) static STEP: Step = Step {

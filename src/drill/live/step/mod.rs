@@ -12,8 +12,8 @@ mod retire;
 mod rotate;
 mod seed;
 
-use crate::drill::live::world::Live;
-use crate::drill::script::Scene;
+use crate::live::world::Live;
+use crate::script::Scene;
 
 /// All of it, in order.
 pub(crate) static SCRIPT: [Scene<Live>; 10] = [
@@ -41,7 +41,7 @@ fn none(wrong: &[String], seen: impl Into<String>) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drill::step;
+    use crate::step;
 
     #[test]
     fn the_steps_are_those_of_a_rehearsal() {

@@ -1,8 +1,8 @@
 //! Step 9: not for a cluster.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
+use crate::claim::{Sheet, Step};
+use crate::live::world::Live;
+use crate::script::Playing;
 
 pub(crate) static STEP: Step = Step {
     number: 9,
@@ -12,6 +12,6 @@ pub(crate) static STEP: Step = Step {
 };
 
 pub(crate) fn play<'a>(_: &'a mut Live, sheet: &'a mut Sheet) -> Playing<'a> {
-    sheet.not_tried(1, "nobody takes the KMS away from a cluster; `kube-kms drill rehearse` does, in its sandbox");
+    sheet.not_tried(1, "nobody takes the KMS away from a cluster; `kmsctl drill rehearse` does, in its sandbox");
     Box::pin(async { Ok(()) })
 }

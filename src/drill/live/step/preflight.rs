@@ -1,16 +1,16 @@
 //! Step 1: who is there, what is in etcd, what the drill may do. Changes nothing.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::cluster::text;
-use crate::drill::live::encryption;
-use crate::drill::live::exposition::{Facts, id_hash};
-use crate::drill::live::migration;
-use crate::drill::live::plan::Migrate;
-use crate::drill::live::state::Key;
-use crate::drill::live::step::none;
-use crate::drill::live::world::{Live, describe, under};
-use crate::drill::script::Playing;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::live::cluster::text;
+use crate::live::encryption;
+use crate::live::exposition::{Facts, id_hash};
+use crate::live::migration;
+use crate::live::plan::Migrate;
+use crate::live::state::Key;
+use crate::live::step::none;
+use crate::live::world::{Live, describe, under};
+use crate::script::Playing;
+use kube_kms_os::Stopwatch;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -168,7 +168,7 @@ async fn left_out(w: &Live, sheet: &mut Sheet, facts: &[(String, Facts)]) {
 /// An API server that is gone stops renewing, and its Lease is removed an hour later.
 fn is_fresh(lease: &Value) -> bool {
     let renewed = humantime::parse_rfc3339(&text(lease, "/spec/renewTime"));
-    let age = renewed.ok().and_then(|at| crate::os::wall_clock().duration_since(at).ok());
+    let age = renewed.ok().and_then(|at| kube_kms_os::wall_clock().duration_since(at).ok());
     let lasts = lease.pointer("/spec/leaseDurationSeconds").and_then(Value::as_u64).unwrap_or(3600);
     age.is_none_or(|age| age <= Duration::from_secs(lasts))
 }

@@ -1,13 +1,13 @@
 //! Step 5: both keys work at once.
 
-use crate::api::v2::EncryptResponse;
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::objects;
-use crate::drill::live::state::Made;
-use crate::drill::live::step::none;
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
-use crate::etcd::value::Value;
+use crate::claim::{Sheet, Step};
+use crate::live::objects;
+use crate::live::state::Made;
+use crate::live::step::none;
+use crate::live::world::Live;
+use crate::script::Playing;
+use kms_v2_api::v2::EncryptResponse;
+use kube_kms_etcd::value::Value;
 
 pub(crate) static STEP: Step = Step {
     number: 5,

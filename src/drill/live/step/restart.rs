@@ -1,12 +1,12 @@
 //! Step 6: the plugins are restarted, by a command of the operator's and never by the drill itself.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::command;
-use crate::drill::live::objects;
-use crate::drill::live::step::none;
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::live::command;
+use crate::live::objects;
+use crate::live::step::none;
+use crate::live::world::Live;
+use crate::script::Playing;
+use kube_kms_os::Stopwatch;
 use std::time::Duration;
 
 pub(crate) static STEP: Step = Step {
@@ -31,10 +31,7 @@ async fn run(w: &mut Live, sheet: &mut Sheet) -> Result<(), String> {
     let words = w.plan.restart_command.clone();
     if words.is_empty() {
         for claim in 1..=STEP.claims.len() {
-            sheet.not_tried(
-                claim,
-                "no --restart-command was given; `kube-kms drill rehearse` kills a plugin under load",
-            );
+            sheet.not_tried(claim, "no --restart-command was given; `kmsctl drill rehearse` kills a plugin under load");
         }
         return Ok(());
     }

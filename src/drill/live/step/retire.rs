@@ -1,12 +1,12 @@
 //! Step 8: the proof that the old key may go. It goes only by a command of the operator's.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::command;
-use crate::drill::live::objects;
-use crate::drill::live::step::none;
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
-use crate::etcd::verdict::Verdict;
+use crate::claim::{Sheet, Step};
+use crate::live::command;
+use crate::live::objects;
+use crate::live::step::none;
+use crate::live::world::Live;
+use crate::script::Playing;
+use kube_kms_etcd::verdict::Verdict;
 
 pub(crate) static STEP: Step = Step {
     number: 8,
@@ -39,7 +39,7 @@ async fn run(w: &mut Live, sheet: &mut Sheet) -> Result<(), String> {
     if words.is_empty() {
         w.note(&format!(
             "nothing in this etcd needs {old}. Before you disable it: is it in a backup that may have to be restored? \
-             (kube-kms scan --snapshot FILE). Disable, do not delete."
+             (kmsctl scan --snapshot FILE). Disable, do not delete."
         ));
         sheet.not_tried(2, "left to you: no --retire-command was given");
         sheet.not_tried(3, "the old key was not retired");

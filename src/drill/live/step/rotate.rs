@@ -1,10 +1,10 @@
 //! Step 3: the KEK is rotated, by the drill when it was asked to, else by the operator.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::state::Key;
-use crate::drill::live::world::{Live, RPC_TIMEOUT};
-use crate::drill::script::Playing;
-use crate::os::Stopwatch;
+use crate::claim::{Sheet, Step};
+use crate::live::state::Key;
+use crate::live::world::{Live, RPC_TIMEOUT};
+use crate::script::Playing;
+use kube_kms_os::Stopwatch;
 
 pub(crate) static STEP: Step = Step {
     number: 3,
@@ -64,8 +64,8 @@ async fn seen(w: &Live, old: &Key) -> Option<Key> {
 
 #[cfg(feature = "aws")]
 async fn rotate(w: &mut Live, sheet: &mut Sheet) -> Result<String, String> {
-    use crate::drill::admin::aws::{AwsAdmin, Rotation};
-    use crate::drill::admin::{AdminError, KekAdmin};
+    use crate::admin::aws::{AwsAdmin, Rotation};
+    use crate::admin::{AdminError, KekAdmin};
 
     let Some(kek) = w.plan.rotate.clone() else { return Ok(by_hand(w)) };
     let rotation = match kek.to {

@@ -1,10 +1,10 @@
 //! Step 2: objects of the drill's own under the old key, when it may make any.
 
-use crate::drill::claim::{Sheet, Step};
-use crate::drill::live::objects;
-use crate::drill::live::step::none;
-use crate::drill::live::world::Live;
-use crate::drill::script::Playing;
+use crate::claim::{Sheet, Step};
+use crate::live::objects;
+use crate::live::step::none;
+use crate::live::world::Live;
+use crate::script::Playing;
 
 pub(crate) static STEP: Step = Step {
     number: 2,

@@ -1,7 +1,0 @@
-//! The binary: everything is in the library.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    kube_kms::cli::main()
-}
