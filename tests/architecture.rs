@@ -122,8 +122,8 @@ fn sources() -> BTreeMap<String, String> {
     let tests: Vec<String> = found
         .iter()
         .flat_map(|(file, text)| {
-            let dir = if file.ends_with("mod.rs") {
-                file.trim_end_matches("mod.rs").to_owned()
+            let dir = if file.ends_with("mod.rs") || file.ends_with("lib.rs") {
+                file.trim_end_matches("mod.rs").trim_end_matches("lib.rs").to_owned()
             } else {
                 format!("{}/", file.trim_end_matches(".rs"))
             };

@@ -33,7 +33,8 @@ fn resident_kib(running: &Running) -> u64 {
 
 /// What the static pod as it is shipped may take.
 fn pod_limit_kib() -> u64 {
-    let pod = std::fs::read_to_string("deploy/kubernetes/static-pod.yaml").unwrap();
+    let pod = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/kubernetes/static-pod.yaml"))
+        .unwrap();
     let limits = pod.split_once("limits:").unwrap().1.trim_start();
     let mib = limits.strip_prefix("memory: ").unwrap().split_once("Mi").unwrap().0;
     mib.parse::<u64>().unwrap() * 1024

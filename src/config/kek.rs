@@ -10,7 +10,7 @@ use kube_kms_core::context::OWN_PAIR;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-const KEY_HINT: &str = "one of: a key id (uuid or mrk-…), a key ARN, alias/NAME, an alias ARN";
+const KEY_HINT: &str = "one of: a key id (uuid or mrk-…, lower case), a key ARN, alias/NAME, an alias ARN";
 /// Characters of an AWS alias name at most, without `alias/`. SPEC: CreateAlias, 256 with it.
 const ALIAS_MAX: usize = 250;
 const REGION_MAX: usize = 32;
@@ -145,7 +145,7 @@ fn is_region(region: &str) -> bool {
 }
 
 fn is_key_id(id: &str) -> bool {
-    let is_hex = |part: &str| part.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_hex = |part: &str| part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if let Some(multi_region) = id.strip_prefix("mrk-") {
         return multi_region.len() == 32 && is_hex(multi_region);
     }
@@ -213,6 +213,7 @@ mod tests {
             &short_mrk,
             "1234abcd-12ab-34cd-56ef-1234567890a",
             "1234abcd-12ab-34cd-56ef-1234567890ag",
+            "1234ABCD-12ab-34cd-56ef-1234567890ab",
             "arn:aws:s3:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab",
             "arn:aws:kms::123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab",
             "arn:aws:kms:eu-central-1:12345678901:key/1234abcd-12ab-34cd-56ef-1234567890ab",

@@ -213,7 +213,7 @@ fn exactly_one_kek_is_asked_for() {
     assert_eq!(
         refused("kek: {aws: {key: nonsense}, local: {}}"),
         "kek: both `aws` and `local`; give exactly one of them
-kek.aws.key: does not name a key; one of: a key id (uuid or mrk-…), a key ARN, alias/NAME, an alias ARN
+kek.aws.key: does not name a key; one of: a key id (uuid or mrk-…, lower case), a key ARN, alias/NAME, an alias ARN
 kek.local.keyring: is missing; the file that `kube-kms keyring init` made"
     );
     assert!(fault("read: [{aws: {key: alias/aws/s3}}]").starts_with("read[0].aws.key: is a key that AWS manages"));

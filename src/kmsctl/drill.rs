@@ -194,10 +194,13 @@ fn failure(error: &DrillError) -> Failure {
     let what = "the drill could not begin";
     match error {
         DrillError::Program(..) => Failure::new(Exit::Failed, what).because(error).hint(plugin::HINT),
-        DrillError::Kek { status, said } => plugin::said(*status, "the KEK cannot be used as it is named", said).hint(
-            "--kek, --region and --endpoint are the `key`, `region` and `endpoint` of docs/configuration.md; \
+        // The configuration was made of this command line.
+        DrillError::Kek { status, said } => {
+            plugin::said(if *status == 3 { 2 } else { *status }, "the KEK cannot be used as it is named", said).hint(
+                "--kek, --region and --endpoint are the `key`, `region` and `endpoint` of docs/configuration.md; \
              `kube-kms check` with them in a configuration says more",
-        ),
+            )
+        }
         DrillError::NoAlias => Failure::new(Exit::Usage, what)
             .because(error)
             .hint("give --kek alias/NAME, of an alias made for the drill, or leave --rotate-to out"),

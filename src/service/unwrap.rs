@@ -92,7 +92,8 @@ pub(super) async fn unwrap_dek<'a>(
             attempt, error = fault.known_causes(), "unwrapping a data key failed"
         );
         // A KMS that throttles us is there, and a probe more is the last thing that it needs.
-        if word == Some(Word::Silence) && !is_away && readers == Readers::Primary {
+        let is_noticed = plugin.published().state.is_outage();
+        if word == Some(Word::Silence) && !is_away && !is_noticed && readers == Readers::Primary {
             plugin.suspect_outage(kek);
         }
         let has_timed_out = fault.reason() == Reason::Deadline;

@@ -105,6 +105,7 @@ fn a_plugin_that_forgets_its_key_when_it_is_killed_fails_to_restart() {
         r#"
 if [ -f "$dir/started" ]; then
     "$BIN" keyring init --file "$dir/other.json"
+    rm -rf "$dir/state"
     own "$dir/other.json"
 fi
 touch "$dir/started"

@@ -2,7 +2,7 @@
 
 use super::{assert_exit, etcd, json, scan};
 use crate::support::etcd_store::objects::{self, Expected, Kind};
-use crate::support::site::BINARY;
+use crate::support::site::KMSCTL;
 use serde_json::Value;
 use std::process::Stdio;
 use std::time::Instant;
@@ -66,7 +66,7 @@ async fn a_hundred_thousand_objects_are_counted_to_the_last_one_in_seconds() {
     let expected = objects::fill(&store, OBJECTS).await;
     let began = Instant::now();
     let arguments = ["scan", "--endpoints", store.url(), "--output", "json"];
-    let mut child = site.process(BINARY, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = site.process(KMSCTL, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut rss = 0;
     while child.try_wait().unwrap().is_none() {
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();

@@ -36,7 +36,7 @@ enum Command {
     /// Make and change a keyring file for the `local` KEK
     Keyring(keyring::Arguments),
     /// Print what runs the plugin beside kube-apiserver: pods, units, EncryptionConfiguration, policies
-    Manifests(manifests::Arguments),
+    Manifests(Box<manifests::Arguments>),
     /// Print every key of the configuration: default, bounds, what it does
     ConfigReference(config_reference::Arguments),
     /// Print a completion script for a shell

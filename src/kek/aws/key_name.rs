@@ -178,12 +178,17 @@ fn is_uuid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(at, b)| match at {
             8 | 13 | 18 | 23 => b == b'-',
-            _ => b.is_ascii_hexdigit(),
+            _ => is_lower_hex(b),
         })
 }
 
+/// As AWS writes it. SECURITY: one key has one name, so that what stands in etcd cannot name it in another way.
+const fn is_lower_hex(b: u8) -> bool {
+    matches!(b, b'0'..=b'9' | b'a'..=b'f')
+}
+
 fn is_multi_region_id(text: &str) -> bool {
-    text.strip_prefix("mrk-").is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
+    text.strip_prefix("mrk-").is_some_and(|rest| rest.len() == 32 && rest.bytes().all(is_lower_hex))
 }
 
 fn is_alias(text: &str) -> bool {
