@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// The whole of it, however long the caller waits: a slow KMS still fills the keyring for the next caller.
 const LIFETIME: Duration = Duration::from_secs(12);
-/// The first attempt may take this long, each further one twice as long.
+/// The first attempt may take this long, and twice as long after each that took all of its time.
 const FIRST_ATTEMPT: Duration = Duration::from_millis(1500);
 /// An attempt while the KEK is known to be away.
 const OUTAGE_ATTEMPT: Duration = Duration::from_millis(750);
@@ -62,13 +62,15 @@ pub(super) async fn unwrap_dek<'a>(
     let began = clock.now();
     // Who has something else to serve waits a second, and the next one is to know better.
     let first = if lane == Lane::Known { OUTAGE_ATTEMPT } else { FIRST_ATTEMPT };
-    let (mut attempt, mut is_scout): (u32, bool) = (0, false);
+    let (mut attempt, mut timed_out, mut is_scout): (u32, u32, bool) = (0, 0, false);
     loop {
         let is_away = plugin.is_away(kek);
         is_scout = is_scout || (is_away && reach.scouts(kek, clock.now()));
         let is_hasty = is_away && !is_scout;
         let remaining = LIFETIME.saturating_sub(clock.now().since(began));
-        let patience = first.saturating_mul(1_u32.checked_shl(attempt).unwrap_or(u32::MAX));
+        // More time for a KMS that was slow, and not for one that failed at once: sixteen calls that hang on a connection which died
+        // would hold all places for as long, after the KMS is back.
+        let patience = first.saturating_mul(1_u32.checked_shl(timed_out).unwrap_or(u32::MAX));
         let timeout = if is_hasty { OUTAGE_ATTEMPT } else { patience.min(remaining) };
         let call = KekCall { timeout, uid: Some(uid.clone()) };
         let outcome = ask_each_reader(plugin, kek, readers, &wrapped, &call).await;
@@ -97,6 +99,7 @@ pub(super) async fn unwrap_dek<'a>(
             plugin.suspect_outage(kek);
         }
         let has_timed_out = fault.reason() == Reason::Deadline;
+        timed_out = timed_out.saturating_add(u32::from(has_timed_out));
         let fault = unanswered(fault);
         let age = clock.now().since(began);
         let pause = jittered(plugin, pause_after(attempt, age));
@@ -224,6 +227,15 @@ mod tests {
             let late = Duration::from_millis(2);
             assert!(pause + late >= middle / 2 && pause <= middle * 3 / 2 + late, "{n}: {pause:?} of {middle:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_that_take_no_time_give_the_next_attempt_no_more_of_it() {
+        let fails = Line::Fail(Reason::KmsUnreachable);
+        let kek = ScriptedKek::new("k", &[fails, fails, fails, Line::Hang, Line::Hang, AT_ONCE]);
+        assert_eq!(run(&[&kek], false).await.0, Ok(()));
+        let given: Vec<_> = kek.heard().into_iter().map(|(_, timeout)| timeout).collect();
+        assert_eq!(given[..5], [FIRST_ATTEMPT, FIRST_ATTEMPT, FIRST_ATTEMPT, FIRST_ATTEMPT, FIRST_ATTEMPT * 2]);
     }
 
     #[tokio::test(start_paused = true)]
