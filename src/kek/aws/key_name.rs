@@ -170,8 +170,10 @@ pub(super) fn is_label(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
+/// As AWS writes it. SECURITY: one key has one name, so that what stands in etcd cannot name it in another way.
 fn is_id_text(text: &str) -> bool {
-    (1..=KEY_ID_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=KEY_ID_MAX).contains(&text.len()) && text.bytes().all(plain)
 }
 
 fn is_uuid(text: &str) -> bool {
@@ -182,7 +184,6 @@ fn is_uuid(text: &str) -> bool {
         })
 }
 
-/// As AWS writes it. SECURITY: one key has one name, so that what stands in etcd cannot name it in another way.
 const fn is_lower_hex(b: u8) -> bool {
     matches!(b, b'0'..=b'9' | b'a'..=b'f')
 }
