@@ -9,6 +9,8 @@
 mod outage;
 #[cfg(test)]
 mod revocation;
+#[cfg(test)]
+mod route;
 mod word;
 
 use crate::keyring::{Entry, Found, Joined, Progress};

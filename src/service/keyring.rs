@@ -450,6 +450,29 @@ mod tests {
     }
 
     #[test]
+    fn an_unwrap_is_awaited_while_somebody_waits_for_it() {
+        let keyring = keyring(16);
+        let (flight, waiting) = started(&keyring, "k", 1);
+        assert!(flight.is_awaited());
+        drop(waiting);
+        assert!(!flight.is_awaited());
+        let Joined::Waiting(_joined) = keyring.join(&annotations("k", 1)).unwrap() else { panic!("a second unwrap") };
+        assert!(flight.is_awaited());
+    }
+
+    #[test]
+    fn a_kek_that_was_not_asked_has_not_left_a_dek_unanswered() {
+        for (reason, unanswered) in [(Reason::Overloaded, at(0)), (Reason::KmsUnreachable, at(100))] {
+            let keyring = keyring(16);
+            started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(0));
+            assert!(!keyring.is_empty());
+            started(&keyring, "k", 1).0.settle(Err(reason.into()), at(100));
+            let Found::Expired(entry) = keyring.find(&annotations("k", 1), at(100)) else { panic!("{reason}") };
+            assert_eq!(entry.unanswered(), unanswered, "{reason}");
+        }
+    }
+
+    #[test]
     fn more_distinct_deks_than_may_wait_are_refused_and_the_rest_goes_on() {
         let keyring = keyring(16);
         let most = u32::try_from(limit::UNWRAPS_QUEUED_MAX).unwrap();
