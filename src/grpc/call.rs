@@ -163,3 +163,79 @@ impl fmt::Debug for Call<'_> {
         f.debug_struct("Call").field("rpc", &self.rpc).field("began", &self.began).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube_kms_service::observer::{KekOperation, KeyringEvent};
+    use std::sync::Mutex;
+
+    #[derive(Debug)]
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn now(&self) -> Moment {
+            Moment(0)
+        }
+    }
+
+    /// How calls ended, and how many are in flight.
+    #[derive(Debug, Default)]
+    struct Tally(Mutex<(Vec<Result<(), Reason>>, i64)>);
+
+    impl Observer for Tally {
+        fn rpc(&self, _: Rpc, outcome: Result<(), Reason>, _: Duration) {
+            self.0.lock().unwrap().0.push(outcome);
+        }
+        fn rpc_in_flight(&self, _: Rpc, change: i64) {
+            self.0.lock().unwrap().1 += change;
+        }
+        fn kek_call(&self, _: &'static str, _: KekOperation, _: Result<(), Reason>, _: Duration) {}
+        fn keyring(&self, _: KeyringEvent) {}
+        fn published(&self, _: bool) {}
+        fn peer_refused(&self) {}
+    }
+
+    fn calls() -> (Calls, Arc<Tally>) {
+        let tally = Arc::new(Tally::default());
+        (Calls::new(Arc::<Tally>::clone(&tally), Arc::new(Stopped)), tally)
+    }
+
+    fn admitted(calls: &Calls, held: usize) -> (Call<'_>, Option<Reason>) {
+        let mut call = calls.begin(Rpc::Decrypt, &HeaderMap::new());
+        let refused = call.admitted(held).err().map(|fault| fault.reason());
+        (call, refused)
+    }
+
+    #[test]
+    fn calls_are_admitted_up_to_their_number_and_a_place_is_given_back() {
+        let (calls, _) = calls();
+        let mut held: Vec<_> = (0..limit::CALLS_IN_FLIGHT_MAX).map(|_| admitted(&calls, 1)).collect();
+        assert!(held.iter().all(|(_, refused)| refused.is_none()));
+        assert_eq!(admitted(&calls, 1).1, Some(Reason::Overloaded));
+        held.pop();
+        assert_eq!(admitted(&calls, 1).1, None);
+    }
+
+    #[test]
+    fn calls_are_admitted_up_to_their_bytes_and_those_are_given_back() {
+        let (calls, _) = calls();
+        let (most, refused) = admitted(&calls, limit::MESSAGES_IN_FLIGHT_MAX);
+        assert_eq!(refused, None);
+        assert_eq!(admitted(&calls, 1).1, Some(Reason::Overloaded));
+        drop(most);
+        assert_eq!(admitted(&calls, 1).1, None);
+    }
+
+    #[test]
+    fn a_call_is_counted_once_and_one_whose_caller_goes_away_as_a_deadline() {
+        let (calls, tally) = calls();
+        drop(calls.begin(Rpc::Decrypt, &HeaderMap::new()));
+        let uid = Uid::parse("u");
+        let _ = calls.begin(Rpc::Decrypt, &HeaderMap::new()).failed(&uid, &Fault::new(Reason::KekGone));
+        let key_id = KeyId::parse("k".to_owned()).unwrap();
+        calls.begin(Rpc::Status, &HeaderMap::new()).said(&key_id, "ok");
+        let ended = tally.0.lock().unwrap();
+        assert_eq!(*ended, (vec![Err(Reason::Deadline), Err(Reason::KekGone), Ok(())], 0));
+    }
+}

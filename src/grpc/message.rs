@@ -301,4 +301,36 @@ mod tests {
         let message = kms_v2_api::v2::DecryptResponse { plaintext: vec![1, 2] };
         assert_eq!(framed(&message, &[9])[..], [0, 0, 0, 0, 5, 0x0a, 2, 1, 2, 9]);
     }
+
+    #[test]
+    fn a_message_is_what_its_head_says_and_what_is_cut_short_or_missing_is_told_apart() {
+        let said = |received: &'static [u8]| match message_of(Bytes::from_static(received)) {
+            Ok(message) => Ok(message.to_vec()),
+            Err(Refusal::Status(status)) => Err(status.message().to_owned()),
+            Err(Refusal::Fault(fault)) => Err(fault.causes()),
+        };
+        assert_eq!(said(&[0, 0, 0, 0, 2, 8, 9]), Ok(vec![8, 9]));
+        assert_eq!(said(&[]), Err("the request has no message".to_owned()));
+        for cut in [&[0, 0][..], &[0, 0, 0, 0, 2, 8]] {
+            assert_eq!(said(cut), Err("the request ends before its message does".to_owned()));
+        }
+    }
+
+    #[test]
+    fn headers_count_for_twice_what_http2_counts_of_them() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(memory_of(&headers), 0);
+        headers.insert("abc", HeaderValue::from_static("12345"));
+        headers.append("abc", HeaderValue::from_static("1"));
+        assert_eq!(memory_of(&headers), 2 * (3 + 5 + 32 + 3 + 1 + 32));
+    }
+
+    #[test]
+    fn what_is_not_the_message_is_malformed() {
+        let message = kms_v2_api::v2::DecryptResponse { plaintext: vec![1, 2] };
+        let encoded = Bytes::from(message.encode_to_vec());
+        assert_eq!(decoded::<kms_v2_api::v2::DecryptResponse>(encoded).unwrap(), message);
+        let fault = decoded::<kms_v2_api::v2::DecryptResponse>(Bytes::from_static(&[0xff])).unwrap_err();
+        assert_eq!(fault.reason(), Reason::MessageInvalid);
+    }
 }

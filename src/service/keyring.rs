@@ -473,6 +473,29 @@ mod tests {
     }
 
     #[test]
+    fn being_renewed_is_no_use() {
+        let keyring = keyring(2);
+        for n in [1, 2, 1] {
+            started(&keyring, "k", n).0.settle(Ok(dek(n)), at(n.into()));
+        }
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(10));
+        started(&keyring, "k", 3).0.settle(Ok(dek(3)), at(11));
+        assert!(is_absent(&keyring, "k", 1, at(12)) && is_fresh(&keyring, "k", 2, at(12)));
+    }
+
+    #[test]
+    fn a_sweep_wipes_what_was_past_its_time_when_its_kek_was_given_up_and_names_one_of_the_others() {
+        let keyring = keyring(16);
+        started(&keyring, "k", 1).0.settle(Ok(dek(1)), at(100));
+        let sweep = |now, until| keyring.sweep(at(now), |_| Some(at(until)));
+        assert_eq!(sweep(159, 159), (0, Vec::new()), "it is fresh");
+        let stale = vec![(annotations("k", 1).kek().clone(), annotations("k", 1).wrapped_dek().to_vec())];
+        assert_eq!(sweep(200, 159), (0, stale), "it was fresh then");
+        assert_eq!(sweep(160, 160), (1, Vec::new()));
+        assert!(keyring.is_empty());
+    }
+
+    #[test]
     fn more_distinct_deks_than_may_wait_are_refused_and_the_rest_goes_on() {
         let keyring = keyring(16);
         let most = u32::try_from(limit::UNWRAPS_QUEUED_MAX).unwrap();

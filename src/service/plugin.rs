@@ -457,6 +457,48 @@ mod tests {
     }
 
     #[test]
+    fn of_a_probe_that_failed_only_silence_is_held_against_the_kek_that_writes() {
+        for (reason, is_silent) in [(Reason::KmsUnreachable, true), (Reason::PolicyDenied, false)] {
+            let plugin = plugin_in(State::Ready, true, true);
+            let kek = plugin.published().write.as_ref().unwrap().version().kek.clone();
+            plugin.probed(Err(&Fault::new(reason)));
+            assert_eq!(plugin.reach().is_silent(&kek, plugin.clock().now()), is_silent, "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_supervisor_is_woken_by_the_silence_of_the_writing_kek_and_told_when_it_answers_in_an_outage() {
+        let [writing, other] = ["kek", "gone"].map(|name| KekRef::new(KekKind::LOCAL, name).unwrap());
+        let has_come = |notify: &'static str, plugin: &Arc<Plugin>| {
+            let plugin = Arc::clone(plugin);
+            async move {
+                let notify = if notify == "wake" { plugin.wake() } else { plugin.answered() };
+                tokio::time::timeout(Duration::ZERO, notify.notified()).await.is_ok()
+            }
+        };
+        let ready = plugin_in(State::Ready, true, true);
+        ready.suspect_outage(&other);
+        assert!(!has_come("wake", &ready).await);
+        ready.suspect_outage(&writing);
+        assert!(has_come("wake", &ready).await);
+        ready.kek_answers(&writing);
+        assert!(!has_come("answered", &ready).await, "nobody thought it away");
+        let away = plugin_in(State::Coasting { because: REASON, age: AGE }, true, true);
+        away.kek_answers(&other);
+        assert!(!has_come("answered", &away).await);
+        away.kek_answers(&writing);
+        assert!(has_come("answered", &away).await);
+    }
+
+    #[test]
+    fn jitter_is_spread_over_all_of_its_range() {
+        let plugin = plugin_in(State::Ready, true, true);
+        let drawn: Vec<_> = (0..1000).map(|_| plugin.random_fraction()).collect();
+        assert!(drawn.iter().all(|fraction| (0.0..=1.0).contains(fraction)));
+        assert!(drawn.iter().any(|fraction| *fraction < 0.25) && drawn.iter().any(|fraction| *fraction > 0.75));
+    }
+
+    #[test]
     fn malformed_plaintexts_are_refused_and_the_limits_are_those_of_the_format() {
         let plugin = plugin_in(State::Ready, true, true);
         assert_eq!(plugin.encrypt(b"").unwrap_err().reason(), Reason::PlaintextEmpty);

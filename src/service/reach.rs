@@ -281,6 +281,12 @@ mod tests {
     }
 
     #[test]
+    fn silence_that_nobody_has_heard_for_ten_seconds_is_none() {
+        let reach = after(&[(0, Word::Silence)]);
+        assert!(reach.is_silent(&kek("k"), at(9_999)) && !reach.is_silent(&kek("k"), at(10_000)));
+    }
+
+    #[test]
     fn one_call_in_ten_seconds_tries_with_all_its_time() {
         let reach = after(&[(0, Word::Silence)]);
         let scouts = |now| reach.scouts(&kek("k"), at(now));

@@ -91,4 +91,21 @@ mod tests {
         assert_eq!(wrapped(|script| script.forgets = true).await.unwrap_err(), Reason::ReadbackMismatch);
         assert_eq!(wrapped(|script| script.wrap_fails = Some(Reason::KekGone)).await.unwrap_err(), Reason::KekGone);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_recovery_kek_is_asked_and_says_for_itself_in_the_order_of_the_configuration() {
+        use crate::decrypt_fixture::{Line, ScriptedKek, entry, plugin_over};
+        let keks = ["one", "two", "three"].map(|name| ScriptedKek::new(name, &[Line::Unwrap(Duration::ZERO)]));
+        keks[0].say(Line::Unwrap(Duration::ZERO));
+        keks[1].say(Line::Fail(Reason::KmsUnreachable));
+        keks[2].say(Line::Unwrap(Duration::ZERO));
+        let write = ScriptedKek::new("k", &[Line::Panic]);
+        let set = KekSet::new(entry(&write), Vec::new()).with_recovery(keks.iter().map(entry).collect(), false);
+        let plugin = plugin_over(set, |_| {});
+        let bytes = Arc::new(DekBytes::generate(&OsEntropy).unwrap());
+        let made = wrap_under_all(&plugin, &plugin.keks(), &bytes, &plugin.settings()).await;
+        let said: Vec<_> =
+            made.iter().map(|r| r.as_ref().map(|wrap| wrap.kek.identity()).map_err(Fault::reason)).collect();
+        assert_eq!(said, [Ok("one"), Err(Reason::KmsUnreachable), Ok("three")]);
+    }
 }

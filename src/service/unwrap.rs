@@ -327,6 +327,58 @@ mod tests {
         let envelope = kube_kms_core::envelope::Envelope::parse(&sealed).unwrap();
         assert_eq!(**found.open(envelope, &aad).unwrap(), *b"seed");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_supervisor_is_woken_by_a_silence_that_nobody_knew_of_and_not_for_a_recovery_kek() {
+        let (silent, throttled) = (Reason::KmsUnreachable, Reason::KmsThrottled);
+        for (reason, readers, is_away, wakes) in [
+            (silent, Readers::Primary, false, true),
+            (silent, Readers::Primary, true, false),
+            (silent, Readers::Recovery, false, false),
+            (throttled, Readers::Primary, false, false),
+        ] {
+            let kek = ScriptedKek::new("k", &[Line::Fail(reason)]);
+            let plugin = plugin(&[&kek], |_| {});
+            if is_away {
+                begin_outage(&plugin);
+            }
+            let annotations = annotations("k", 1);
+            let Joined::Started(flight, _waiting) = plugin.keyring().join(&annotations).unwrap() else {
+                panic!("not started")
+            };
+            let uid = Uid::parse("u");
+            unwrap_dek(&plugin, &annotations, readers, Lane::Known, &uid, &flight).await.unwrap_err();
+            let is_woken = tokio::time::timeout(Duration::ZERO, plugin.wake().notified()).await.is_ok();
+            assert_eq!(is_woken, wakes, "{reason} {readers:?} {is_away}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_any_more_when_its_turn_comes_is_asked_only_when_it_is_known() {
+        for (lane, calls) in [(Lane::Known, 1), (Lane::Stranger, 0)] {
+            let kek = ScriptedKek::new("k", &[AT_ONCE]);
+            let plugin = plugin(&[&kek], |_| {});
+            let annotations = annotations("k", 1);
+            let Joined::Started(flight, waiting) = plugin.keyring().join(&annotations).unwrap() else {
+                panic!("not started")
+            };
+            drop(waiting);
+            let mut held = Vec::new();
+            for _ in 0..kube_kms_core::limit::UNWRAPS_IN_FLIGHT_MAX {
+                held.push(plugin.pace().turn(Lane::Stranger, || true).await.unwrap());
+            }
+            let in_the_door = async { drop(plugin.pace().turn(Lane::Stranger, || true).await.unwrap()) };
+            let uid = Uid::parse("u");
+            let asking = unwrap_dek(&plugin, &annotations, Readers::Primary, lane, &uid, &flight);
+            let letting_go = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                held.clear();
+            };
+            let ((), outcome, ()) = tokio::join!(in_the_door, asking, letting_go);
+            assert_eq!((outcome.is_ok(), kek.calls()), (calls == 1, calls), "{lane:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_long_wait_for_its_turn_is_no_part_of_its_life() {
         let kek = ScriptedKek::new("k", &[AT_ONCE]);

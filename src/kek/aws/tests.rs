@@ -336,6 +336,35 @@ async fn an_invalid_state_is_settled_by_describe_key() {
     }
 }
 
+#[tokio::test]
+async fn the_day_of_a_deletion_is_known_until_the_key_works_again() {
+    let pending = json!({"KeyMetadata": {"KeyId": "x", "KeyState": "PendingDeletion", "DeletionDate": 1_800_000_000}});
+    let lines = vec![refuse("KMSInvalidStateException"), Line::Say(200, pending), decrypted(OTHER), decrypted(ARN)];
+    let (url, _) = scripted(lines).await;
+    let kek = kek_at("alias/prod", &url);
+    assert_eq!(kek.deletion_date(), None);
+    assert_eq!(reason(unwrap(&kek, ARN).await), Reason::KekPendingDeletion);
+    let day = Some(Duration::from_secs(1_800_000_000));
+    assert_eq!(kek.deletion_date(), day);
+    unwrap(&kek, OTHER).await.unwrap();
+    assert_eq!(kek.deletion_date(), day, "that was another key");
+    unwrap(&kek, ARN).await.unwrap();
+    assert_eq!(kek.deletion_date(), None);
+}
+
+#[tokio::test]
+async fn a_describe_key_that_is_not_granted_is_a_notice_and_any_other_failure_of_it_is_a_failure() {
+    let notices = |line: Line| async move {
+        let (url, _) = scripted(vec![line]).await;
+        let notices = kek_at(ARN, &url).notices(&call()).await;
+        notices.map(|all| all.into_iter().map(|notice| notice.what).collect::<Vec<_>>()).map_err(|fault| fault.reason())
+    };
+    let enabled = Line::Say(200, json!({"KeyMetadata": {"KeyId": "x", "KeyState": "Enabled"}}));
+    assert_eq!(notices(enabled).await, Ok(Vec::new()));
+    assert_eq!(notices(refuse("AccessDeniedException")).await, Ok(vec![NO_DESCRIBE_KEY.to_owned()]));
+    assert_eq!(notices(refuse("NotFoundException")).await, Err(Reason::KekGone));
+}
+
 /// AWS's words for a wrap that does not fit in an external key store, and for its other failures.
 #[tokio::test]
 async fn an_external_key_store_that_rejects_a_blob_is_a_verdict_about_the_blob_alone() {

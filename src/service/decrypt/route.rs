@@ -141,3 +141,12 @@ async fn a_denial_that_lasts_longer_than_the_operator_allows_serves_nothing_that
     tokio::time::sleep(allowed).await;
     assert_eq!(read().await, Err(Reason::PolicyDenied));
 }
+
+/// The additional data of the request that opened first is remembered, and serves requests like it only.
+#[tokio::test(start_paused = true)]
+async fn a_dek_in_the_keyring_opens_values_of_every_key_id_and_annotation_that_it_sealed() {
+    let plugin = plugin(&[&ScriptedKek::new("k", &[AT_ONCE])], |_| {});
+    for id in ["one", "two", "one"] {
+        assert!(decrypt_under(&plugin, id, &annotations("k", 1), PATIENCE).await.is_ok(), "{id}");
+    }
+}
