@@ -83,7 +83,9 @@ mod tests {
         let (mut first, second) = (room.enter(), room.enter());
         assert!(!has_to_leave(&mut first));
         drop(second);
-        let (mut third, mut fourth) = (room.enter(), room.enter());
+        let mut third = room.enter();
+        assert!(!has_to_leave(&mut first), "the second has gone");
+        let mut fourth = room.enter();
         assert!(has_to_leave(&mut first), "three are too many");
         assert!(!has_to_leave(&mut third) && !has_to_leave(&mut fourth));
         drop(first);

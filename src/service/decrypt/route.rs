@@ -150,3 +150,12 @@ async fn a_dek_in_the_keyring_opens_values_of_every_key_id_and_annotation_that_i
         assert!(decrypt_under(&plugin, id, &annotations("k", 1), PATIENCE).await.is_ok(), "{id}");
     }
 }
+
+#[test]
+fn the_log_calls_each_source_of_a_dek_by_its_name() {
+    use DekSource::{Expired, Joined, Keyring, Recovered, Unwrapped};
+    assert_eq!(
+        [DekSource::WriteState, Keyring, Unwrapped, Joined, Expired, Recovered].map(DekSource::label),
+        ["write-state", "keyring", "unwrapped", "joined", "expired", "recovered"]
+    );
+}

@@ -48,6 +48,21 @@ fn a_kms_that_throttles_is_asked_less_and_a_changed_version_sooner() {
     assert!(wait_after(&after(0, Reason::Deadline), &starting, true, INTERVAL) < Duration::from_secs(1));
 }
 
+#[test]
+fn a_start_with_a_version_that_was_left_is_tried_again_in_seconds_and_a_dead_answer_confirmed_at_its_time() {
+    let refused = Record::after_refusal(Reason::KeyIdRetired, Moment(0));
+    let starting = State::Starting { because: None };
+    let minutes = Duration::from_secs(600);
+    assert!(wait_after(&refused, &starting, false, minutes) < Duration::from_secs(9));
+    assert_eq!(wait_after(&refused, &State::Ready, false, minutes), minutes);
+    assert_eq!(wait_after(&after(0, Reason::Deadline), &starting, false, minutes), minutes);
+    // The version changes while all is well: no hurry as at a start.
+    assert!(wait_after(&after(0, Reason::Deadline), &State::Ready, true, minutes) > Duration::from_secs(1));
+    let dead = after(1, Reason::KekGone);
+    assert!(dead.is_to_be_confirmed());
+    assert_eq!(wait_after(&dead, &State::Ready, false, minutes), health::CONFIRM_AFTER);
+}
+
 /// A supervisor whose rounds the test calls, and everything around it.
 struct Bench {
     kek: Arc<ScriptedKek>,
@@ -408,6 +423,22 @@ async fn a_disk_that_cannot_be_written_does_not_stop_anything() {
     assert_eq!((bench.state(), bench.status()), ("ready", ok("B")));
     bench.rotate("A").await;
     assert_eq!(bench.because(), Some(Reason::KeyIdRetired), "this process remembers without the file");
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_another_instance_has_taken_over_no_new_key_id_is_reported_and_what_is_reported_stays() {
+    let mut bench = Bench::new();
+    bench.rounds(1).await;
+    bench.supervisor.is_displaced = Box::new(|| true);
+    bench.rotate("B").await;
+    assert_eq!(bench.status(), ok("A"));
+    let settings = Settings { epoch: 1, ..settings() };
+    let kek = Arc::clone(&bench.kek);
+    assert_eq!(bench.reload(&kek, settings).await.unwrap_err().reason(), Reason::ShuttingDown);
+    assert_eq!(bench.status(), ok("A"));
+    bench.supervisor.is_displaced = Box::new(|| false);
+    bench.rounds(2).await;
+    assert_eq!(bench.status(), ok("B"), "the other one has gone");
 }
 
 #[tokio::test]
