@@ -403,4 +403,24 @@ mod tests {
             assert_eq!(StateFile::new(dir.path()).peek().is_ok(), taken, "{bytes}");
         }
     }
+
+    /// A group is trusted to write when it is root's or ours; all others never are.
+    #[test]
+    fn what_another_user_or_group_may_write_is_not_ours() {
+        let mut stat = rustix::fs::stat("/").unwrap();
+        let (euid, egid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let stranger = 4242;
+        for (uid, gid, mode, ours) in [
+            (euid, egid, 0o700, true),
+            (0, 0, 0o770, true),
+            (euid, egid, 0o770, true),
+            (euid, stranger, 0o750, true),
+            (euid, stranger, 0o770, false),
+            (euid, egid, 0o702, false),
+            (stranger, egid, 0o700, false),
+        ] {
+            (stat.st_uid, stat.st_gid, stat.st_mode) = (uid, gid, mode);
+            assert_eq!(is_ours(&stat), ours, "{uid} {gid} {mode:o}");
+        }
+    }
 }
