@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// kube-apiserver's default deadline.
-const DEADLINE: Duration = Duration::from_secs(3);
+pub const DEADLINE: Duration = Duration::from_secs(3);
 /// So much faster goes the clock of the API servers.
 const FASTER: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(40);
@@ -47,6 +47,15 @@ impl Line {
     pub async fn new(node: usize, target: &Target, court: &Arc<Court>) -> Self {
         let plugin = KmsClient::connect(target.clone(), DEADLINE).await.expect("the node was ready a moment ago");
         Self { node, plugin, court: Arc::clone(court), told: Mutex::default() }
+    }
+}
+
+impl Line {
+    /// A Decrypt of what nobody has sealed. Whether it was refused as forged.
+    pub async fn forged(&self, request: DecryptRequest) -> bool {
+        let began = Instant::now();
+        let answer = KmsPlugin::decrypt(&self.plugin, request, DEADLINE).await;
+        self.court.forged(self.node, began, &answer)
     }
 }
 

@@ -65,6 +65,7 @@ pub struct Court {
     key_ids: Mutex<Vec<(String, Instant)>>,
     tallies: Mutex<BTreeMap<(String, Rpc), Tally>>,
     broken: Mutex<(usize, Vec<String>)>,
+    felt: Mutex<BTreeMap<&'static str, usize>>,
     late_on_a_busy_machine: Mutex<u64>,
 }
 
@@ -98,6 +99,7 @@ impl Court {
             key_ids: Mutex::default(),
             tallies: Mutex::default(),
             broken: Mutex::default(),
+            felt: Mutex::default(),
             late_on_a_busy_machine: Mutex::default(),
         }
     }
@@ -114,6 +116,15 @@ impl Court {
     /// How many, and the first ones in words.
     pub fn broken(&self) -> (usize, Vec<String>) {
         self.broken.lock().unwrap().clone()
+    }
+
+    /// A fault did something, so many times.
+    pub fn feel(&self, what: &'static str, times: usize) {
+        *self.felt.lock().unwrap().entry(what).or_default() += times;
+    }
+
+    pub fn felt(&self) -> BTreeMap<&'static str, usize> {
+        self.felt.lock().unwrap().clone()
     }
 
     /// Calls that were late while three times as many tasks wanted to run as there are processors.
@@ -255,6 +266,17 @@ impl Court {
             Some(false) => self.accuse(&format!("node {node} returned OTHER BYTES than were sealed")),
             None => self.accuse(&format!("node {node} opened what nobody sealed")),
         }
+    }
+
+    /// Decrypt answered, and what it was given is forged. Whether it was called so.
+    pub fn forged(&self, node: usize, began: Instant, answer: &Result<DecryptResponse, Status>) -> bool {
+        let is_called_so = answer.as_ref().is_err_and(|status| status.code() == Code::DataLoss);
+        if answer.is_ok() {
+            self.accuse(&format!("node {node} opened what was forged"));
+        } else if !is_called_so {
+            self.judge(node, Rpc::Decrypt, began, answer);
+        }
+        is_called_so
     }
 
     /// The KEK version behind a key_id: which rotation made it.

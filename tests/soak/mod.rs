@@ -7,6 +7,7 @@
 pub mod client;
 pub mod court;
 pub mod ending;
+pub mod fault;
 pub mod ledger;
 pub mod node;
 pub mod report;
@@ -15,17 +16,20 @@ pub mod sky;
 pub mod vitals;
 
 use crate::support::fake_kms::FakeKms;
+use crate::support::replica::Replica;
 use crate::support::site::{ALIAS, Site};
+use crate::support::stall::Shim;
 use client::{Front, Line, Objects, raw};
 use court::Court;
+use fault::{Stranger, forge};
 use ledger::Ledger;
 use node::{Node, SETTINGS};
 use report::Report;
-use schedule::{Deed, Dice, Lane, NODES, Schedule};
+use schedule::{Deed, Dice, Lane, NODES, Schedule, Weather};
 use sky::Sky;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use vitals::Sample;
@@ -51,8 +55,10 @@ pub async fn run(plan: &Plan) -> Report {
     let sky = Sky::new(kms.clone(), site.proxy().clone());
     let court = Arc::new(Court::new(sky, Ledger::create(&plan.dir.join("ledger.jsonl"))));
     court.rotate(|| current(&kms));
+    let shim = Shim::build();
     let nodes = [site, second].into_iter().enumerate();
-    let nodes: Vec<_> = nodes.map(|(n, site)| Arc::new(Node::new(n, site, &plan.binary, &court))).collect();
+    let nodes: Vec<_> =
+        nodes.map(|(n, site)| Arc::new(Node::new(n, site, &plan.binary, &court, shim.as_ref()))).collect();
     for node in &nodes {
         node.start().await;
     }
@@ -66,7 +72,10 @@ pub async fn run(plan: &Plan) -> Report {
     let clients = begin_clients(plan.seed, &nodes, &fronts, &court, &objects, &stop).await;
     let began = Instant::now();
     let watching = tokio::spawn(watch(nodes.clone(), began, Arc::clone(&stop)));
-    play(&schedule, began, &kms, &court, &nodes, &fronts).await;
+    let replica = Replica::of(&cold);
+    let stranger =
+        Stranger { replica, lines: lines(&nodes, &court).await, court: Arc::clone(&court), blips: AtomicUsize::new(0) };
+    play(&schedule, began, &kms, &stranger, &nodes, &fronts).await;
     tokio::time::sleep(plan.length.saturating_sub(began.elapsed())).await;
     let took = began.elapsed();
 
@@ -77,13 +86,30 @@ pub async fn run(plan: &Plan) -> Report {
         }
     }
     let samples = watching.await.unwrap();
-    let run = ending::Run { plan, schedule, court, nodes, fronts, objects, kms, cold, samples, took };
+    let run = ending::Run {
+        plan,
+        schedule,
+        court,
+        nodes,
+        fronts,
+        objects,
+        kms,
+        cold,
+        samples,
+        took,
+        can_stall: shim.is_some(),
+    };
     run.end().await
 }
 
 /// The KEK version that wraps now: key and material.
 fn current(kms: &FakeKms) -> (String, String) {
     (kms.key_arn(ALIAS), kms.material_ids(ALIAS).pop().unwrap())
+}
+
+/// A connection to each node.
+async fn lines(nodes: &[Arc<Node>], court: &Arc<Court>) -> [Line; NODES] {
+    [Line::new(0, &nodes[0].target(), court).await, Line::new(1, &nodes[1].target(), court).await]
 }
 
 async fn begin_clients(
@@ -94,8 +120,11 @@ async fn begin_clients(
     objects: &Arc<Objects>,
     stop: &Arc<AtomicBool>,
 ) -> Vec<JoinHandle<()>> {
-    let lines = [Line::new(0, &nodes[0].target(), court).await, Line::new(1, &nodes[1].target(), court).await];
-    let mut tasks = vec![tokio::spawn(raw(lines, Arc::clone(court), Arc::clone(stop), Dice::new(seed ^ 1)))];
+    let (some, more) = (lines(nodes, court).await, lines(nodes, court).await);
+    let mut tasks = vec![
+        tokio::spawn(raw(some, Arc::clone(court), Arc::clone(stop), Dice::new(seed ^ 1))),
+        tokio::spawn(forge(more, Arc::clone(court), Arc::clone(stop), Dice::new(seed ^ 4))),
+    ];
     for (n, front) in fronts.iter().enumerate() {
         let (living, stopped) = (Arc::clone(front), Arc::clone(stop));
         tasks.push(tokio::spawn(async move { living.live(&stopped).await }));
@@ -111,14 +140,16 @@ async fn play(
     schedule: &Schedule,
     began: Instant,
     kms: &FakeKms,
-    court: &Arc<Court>,
+    stranger: &Stranger,
     nodes: &[Arc<Node>],
     fronts: &[Arc<Front>],
 ) {
-    let sky = in_order(&schedule.sky, began, async |deed| {
-        if let Deed::Weather(weather, lasts) = deed {
-            court.sky.blow(weather, lasts).await;
-        }
+    let court = &stranger.court;
+    let sky = in_order(&schedule.sky, began, async |deed| match deed {
+        Deed::Weather(Weather::Blips, lasts) => stranger.blips(lasts).await,
+        Deed::Weather(Weather::Lies, lasts) => stranger.lies(lasts).await,
+        Deed::Weather(weather, lasts) => court.sky.blow(weather, lasts).await,
+        _ => {}
     });
     let kek = in_order(&schedule.kek, began, async |deed| {
         court.rotate(|| {

@@ -4,8 +4,11 @@
 //! does not end when told, or ends by itself is a broken promise; every process is waited for.
 
 use super::court::{Blow, Court};
+use super::current;
+use super::fault::{STALLS, silence};
 use super::schedule::Deed;
-use crate::support::site::{Running, Site};
+use crate::support::site::{ALIAS, Running, Site};
+use crate::support::stall::Shim;
 use kms_v2_client::kms::{KmsClient, Target};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,8 @@ const READY: Duration = Duration::from_secs(15);
 /// kube-kms ends within 10 s of SIGTERM.
 const END: Duration = Duration::from_secs(13);
 const LOOK: Duration = Duration::from_millis(30);
+const STALLED: &str = "the disk under the state file stalls; going on without it";
+const WRITTEN: &str = "the state file is written again";
 const TTL: &str = "cache: {ttl: 3s}";
 /// Quick probes; DEKs that are used up within seconds, so that there are many; a cache that forgets.
 pub const SETTINGS: &str = "probe: {interval: 1s, timeout: 900ms}\ndek: {maxUses: 400}\ncache: {ttl: 3s}";
@@ -34,13 +39,24 @@ pub struct Node {
     /// Every process that ever was.
     pids: std::sync::Mutex<Vec<u32>>,
     slowest_start: std::sync::Mutex<Duration>,
+    /// fsync does not come back while there is this file; `None` where that cannot be made.
+    stalls: Option<PathBuf>,
 }
 
 impl Node {
-    pub fn new(number: usize, site: Site, binary: &str, court: &Arc<Court>) -> Self {
+    pub fn new(number: usize, mut site: Site, binary: &str, court: &Arc<Court>, shim: Option<&Shim>) -> Self {
+        let stalls = shim.map(|shim| {
+            let stalls = site.dir().join("stalls");
+            shim.under(&mut site, &stalls);
+            stalls
+        });
         let (running, pid, binary) = (Mutex::default(), AtomicU32::new(0), binary.to_owned());
         let (pids, slowest_start) = Default::default();
-        Self { number, site, binary, court: Arc::clone(court), running, pid, pids, slowest_start }
+        Self { number, site, binary, court: Arc::clone(court), running, pid, pids, slowest_start, stalls }
+    }
+
+    pub fn court(&self) -> &Court {
+        &self.court
     }
 
     pub fn target(&self) -> Target {
@@ -179,9 +195,30 @@ impl Node {
                 std::fs::remove_file(&state).unwrap();
                 std::fs::rename(&aside, &state).unwrap();
             }
+            Deed::DiskStalls(lasts) => self.stall(&running, lasts).await,
+            Deed::Silence(lasts) => silence(self, &running, lasts).await,
             Deed::Weather(..) | Deed::RotateMaterial | Deed::RotateAlias | Deed::ApiServerRestart => {}
         }
         *turn = Some(running);
+    }
+
+    /// At least for so long; the rotation that it has to write is noticed, and the stall, and its end.
+    async fn stall(&self, running: &Running, lasts: Duration) {
+        let Some(stalls) = &self.stalls else { return };
+        let count = |words: &str| running.log().matches(words).count();
+        let (stalled, healed) = (count(STALLED), count(WRITTEN));
+        std::fs::write(stalls, "").unwrap();
+        let began = Instant::now();
+        self.court.rotate(|| {
+            self.site.kms().rotate(ALIAS);
+            current(self.site.kms())
+        });
+        let noticed = self.until(began, "the stalling disk is noticed", || async { count(STALLED) > stalled }).await;
+        tokio::time::sleep(lasts.saturating_sub(began.elapsed())).await;
+        std::fs::remove_file(stalls).unwrap();
+        let again =
+            self.until(Instant::now(), "the state is written again", || async { count(WRITTEN) > healed }).await;
+        self.court.feel(STALLS, usize::from(noticed.is_some() && again.is_some()));
     }
 
     async fn taken_over(&self, old: Running, overlap: Duration) -> Running {

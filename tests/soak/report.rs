@@ -56,6 +56,8 @@ pub struct Report {
     pub rotations: usize,
     /// Deeds by their name, both nodes together.
     pub deeds: BTreeMap<String, usize>,
+    /// What the faults did that count it.
+    pub felt: BTreeMap<&'static str, usize>,
     pub weather: Vec<Spell>,
     pub answers: Vec<Answers>,
     /// Milliseconds from each rotation until the last node had followed.
@@ -99,6 +101,8 @@ impl fmt::Display for Report {
         writeln!(f, "API servers: {written} objects written ({not_written} not), {read} read ({not_read} not)")?;
         let deeds: Vec<_> = self.deeds.iter().map(|(deed, times)| format!("{deed} {times}")).collect();
         writeln!(f, "done to the plugins: {}", deeds.join(", "))?;
+        let felt: Vec<_> = self.felt.iter().map(|(what, times)| format!("{what} {times}")).collect();
+        writeln!(f, "felt: {}", felt.join(", "))?;
         let late = self.late_on_a_busy_machine;
         let slowest = self.convergence_ms.iter().flatten().max().copied().unwrap_or(0);
         writeln!(

@@ -29,10 +29,14 @@ pub enum Weather {
     Stranded,
     ExpiredCredentials,
     Denied,
+    /// Failures of 0.1 to 1 s, with time between them.
+    Blips,
+    /// HTTP 200, and what is in it is not true.
+    Lies,
 }
 
 impl Weather {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Latency,
         Self::SlowNetwork,
         Self::Throttled,
@@ -48,6 +52,8 @@ impl Weather {
         Self::Stranded,
         Self::ExpiredCredentials,
         Self::Denied,
+        Self::Blips,
+        Self::Lies,
     ];
 }
 
@@ -77,6 +83,10 @@ pub enum Deed {
     BadReload,
     /// The state directory cannot be written for so long.
     DiskAway(Duration),
+    /// fsync does not come back for so long, and there is a rotation to write.
+    DiskStalls(Duration),
+    /// Crowds that connect to the socket and the HTTP port and say nothing, for so long.
+    Silence(Duration),
     /// The API server in front of it restarts: its cache is cold.
     ApiServerRestart,
 }
@@ -131,8 +141,8 @@ impl Schedule {
         let mut rotations = Bag::new(vec![Deed::RotateMaterial, Deed::RotateMaterial, Deed::RotateAlias]);
         let kek = lane(&mut dice, tempo.rotation, end, |dice, _| (rotations.draw(dice), Duration::ZERO));
         let nodes = std::array::from_fn(|node| {
-            let mut restless = Bag::new(vec![0, 1, 2, 3, 4, 5]);
-            let mut steady = Bag::new(vec![3, 4, 5, 6, 7, 8]);
+            let mut restless = Bag::new(vec![0, 1, 2, 3, 4, 5, 10]);
+            let mut steady = Bag::new(vec![3, 4, 5, 6, 7, 8, 9, 10]);
             lane(&mut dice, tempo.trouble, end, |dice, at| {
                 let bag = if is_steady(node, at, length) { &mut steady } else { &mut restless };
                 trouble(bag.draw(dice), dice)
@@ -160,9 +170,17 @@ fn trouble(kind: usize, dice: &mut Dice) -> (Deed, Duration) {
             (Deed::Freeze(lasts), lasts)
         }
         7 => (Deed::BadReload, Duration::ZERO),
-        _ => {
+        8 => {
             let lasts = dice.duration((1_000, 6_000));
             (Deed::DiskAway(lasts), lasts)
+        }
+        9 => {
+            let lasts = dice.duration((2_000, 6_000));
+            (Deed::DiskStalls(lasts), lasts)
+        }
+        _ => {
+            let lasts = dice.duration((1_000, 3_000));
+            (Deed::Silence(lasts), lasts)
         }
     }
 }
@@ -251,6 +269,7 @@ fn ten_minutes_have_every_weather_and_every_trouble_and_end_in_peace() {
         }
         assert!(has(&|d| *d == Deed::RotateAlias) && has(&|d| *d == Deed::RotateMaterial), "{seed}");
         assert!(has(&|d| matches!(d, Deed::DiskAway(_))) && has(&|d| *d == Deed::BadReload), "{seed}");
+        assert!(has(&|d| matches!(d, Deed::DiskStalls(_))) && has(&|d| matches!(d, Deed::Silence(_))), "{seed}");
         for (node, lane) in schedule.nodes.iter().enumerate() {
             let ends = |d: &Deed| matches!(d, Deed::Kill(_) | Deed::Restart | Deed::TakeOver(_));
             let steady = |at| is_steady(node, at, Duration::from_secs(600));

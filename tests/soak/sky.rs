@@ -4,7 +4,7 @@
 //! weather as part of it, because that is how long everything may take to be well (docs/failure-modes.md). Refuses to judge.
 
 use super::schedule::Weather;
-use crate::support::fake_kms::{ANY, Failure, FakeKms};
+use crate::support::fake_kms::{ANY, Failure, FakeKms, Lie};
 use crate::support::fault_proxy::{Fault, FaultProxy};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -33,6 +33,8 @@ impl Weather {
         match self {
             Self::Throttled => &[Code::Unavailable, Code::ResourceExhausted, Code::DeadlineExceeded],
             Self::Denied => &[Code::FailedPrecondition],
+            // Waited out within the caller's deadline.
+            Self::Blips => &[],
             _ => &[Code::Unavailable, Code::DeadlineExceeded],
         }
     }
@@ -48,26 +50,52 @@ impl Sky {
         Self { kms, proxy, spells: Mutex::default() }
     }
 
-    /// This weather for so long.
-    pub async fn blow(&self, weather: Weather, lasts: Duration) {
+    /// This weather for as long as `what` is done in it.
+    pub async fn during(&self, weather: Weather, what: impl Future<Output = ()>) {
         self.spells.lock().unwrap().push(Spell { weather, from: Instant::now(), to: None });
         self.begin(weather);
-        match weather {
-            Weather::Cuts | Weather::Stranded => {
-                let until = Instant::now() + lasts;
-                while Instant::now() < until {
-                    if weather == Weather::Cuts {
-                        self.proxy.cut()
-                    } else {
-                        self.proxy.strand()
-                    }
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-            _ => tokio::time::sleep(lasts).await,
-        }
+        what.await;
         self.clear();
         self.spells.lock().unwrap().last_mut().unwrap().to = Some(Instant::now());
+    }
+
+    /// This weather for so long.
+    pub async fn blow(&self, weather: Weather, lasts: Duration) {
+        let what = async {
+            match weather {
+                Weather::Cuts | Weather::Stranded => {
+                    let until = Instant::now() + lasts;
+                    while Instant::now() < until {
+                        if weather == Weather::Cuts {
+                            self.proxy.cut()
+                        } else {
+                            self.proxy.strand()
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+                _ => tokio::time::sleep(lasts).await,
+            }
+        };
+        self.during(weather, what).await;
+    }
+
+    /// The KMS or the network fails from now on.
+    pub fn fail(&self, network: bool) {
+        if network {
+            self.proxy.set(Fault::ResetMidRequest);
+        } else {
+            self.kms.fail_all(ANY, Failure::Internal);
+        }
+    }
+
+    /// The KMS tells this lie from now on.
+    pub fn lie(&self, lie: Lie) {
+        self.kms.fail_all(ANY, Failure::Lie(lie));
+    }
+
+    pub fn kms_calls(&self) -> usize {
+        self.kms.total_calls()
     }
 
     fn begin(&self, weather: Weather) {
@@ -87,7 +115,8 @@ impl Sky {
             Weather::Flapping => {
                 proxy.flap(&[(Fault::Refuse, ms(300)), (Fault::None, ms(100)), (Fault::BlackHole, ms(400))]);
             }
-            Weather::Cuts | Weather::Stranded => {}
+            // Those who make them tell when.
+            Weather::Cuts | Weather::Stranded | Weather::Blips | Weather::Lies => {}
             Weather::ExpiredCredentials => kms.fail_all(ANY, Failure::ExpiredToken),
             Weather::Denied => {
                 kms.revoke("Encrypt");

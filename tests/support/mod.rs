@@ -23,6 +23,7 @@ pub mod port;
 pub mod replica;
 pub mod site;
 pub mod skip;
+pub mod stall;
 pub mod transcript;
 pub mod wire;
 

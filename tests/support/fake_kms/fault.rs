@@ -50,6 +50,8 @@ pub enum Lie {
     Material,
     /// No JSON.
     Html,
+    /// True, and 1 MB more beside it.
+    Large,
 }
 
 /// What never ends, or hardly.

@@ -33,6 +33,7 @@ pub(super) fn told(lie: Lie, truth: &Bytes) -> Bytes {
             answer["KeyId"] = json!("arn:aws:kms:eu-central-1:999999999999:key/00000000-0000-0000-0000-000000000000");
         }
         Lie::Material => answer["KeyMaterialId"] = json!(uuid::Uuid::new_v4().simple().to_string().repeat(313)),
+        Lie::Large => answer["Padding"] = json!("x".repeat(1 << 20)),
         Lie::Html => return Bytes::from_static(b"<html><body>Sign in to this network</body></html>"),
     }
     Bytes::from(answer.to_string())
