@@ -78,7 +78,7 @@ impl Stranger {
         values
     }
 
-    /// Asks each node for its own ones. How many opened, and when the last answer of each came.
+    /// Asks each node for its own ones. When each that opened did.
     async fn ask(&self, values: &[Vec<Arc<EncryptResponse>>; NODES]) -> Vec<Instant> {
         let calls = self.lines.iter().zip(values).flat_map(|(line, values)| {
             values.iter().map(move |value| async move {
@@ -146,10 +146,11 @@ pub async fn forge(lines: [Line; NODES], court: Arc<Court>, stop: Arc<AtomicBool
         }
         let crowd = if n % CROWD_EVERY == CROWD_EVERY - 1 { CROWD } else { 1 };
         let (count, _) = court.ledger.len();
-        let forged: Vec<_> = (0..crowd)
-            .filter_map(|_| court.ledger.value(dice.below(count as u64) as usize))
-            .map(|genuine| lines[n % NODES].forged(forgery(&genuine, &mut dice)))
-            .collect();
+        let forged = (0..crowd).filter_map(|_| {
+            let genuine = court.ledger.value(dice.below(count as u64) as usize)?;
+            Some(lines[n % NODES].forged(forgery(&genuine, &mut dice)))
+        });
+        let forged: Vec<_> = forged.collect();
         let refused = join_all(forged).await.into_iter().filter(|refused| *refused).count();
         court.feel(FORGED, refused);
         sleep(FORGE_EVERY).await;
