@@ -314,6 +314,8 @@ fn is_overloaded() -> bool {
 fn an_error_without_a_cause_is_not_excused_and_a_known_value_fails_in_no_weather() {
     let calm = Circumstances { weathers: vec![], blows: vec![] };
     let outage = Circumstances { weathers: vec![Weather::Refused], blows: vec![] };
+    let blip = Circumstances { weathers: vec![Weather::Blips], blows: vec![] };
+    let lies = Circumstances { weathers: vec![Weather::Lies], blows: vec![] };
     let killed = Circumstances { weathers: vec![], blows: vec![Blow::Killed] };
     for rpc in [Rpc::Status, Rpc::Encrypt, Rpc::Decrypt] {
         let excused = |code, circumstances| excuse(rpc, code, false, circumstances);
@@ -324,5 +326,6 @@ fn an_error_without_a_cause_is_not_excused_and_a_known_value_fails_in_no_weather
         assert!(!excused(Code::Internal, &outage) && !excused(Code::Internal, &killed));
         // From memory: an outage of the KMS is no cause. Only a DEK that is not known needs it.
         assert_eq!(excused(Code::Unavailable, &outage), rpc == Rpc::Decrypt);
+        assert!(!excused(Code::Unavailable, &blip) && !excused(Code::DataLoss, &lies));
     }
 }

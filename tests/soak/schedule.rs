@@ -1,7 +1,7 @@
 //! What happens when in a soak, drawn from a seed before anything begins.
 //!
 //! Guarantees: pure, so the same seed and length give the same schedule; every kind of weather, rotation and trouble comes
-//! once before any comes twice; the last moments are left in peace, so that the end can be judged. Refuses to know how a
+//! in every round of them, so none is left out; the last moments are left in peace, so that the end can be judged. Refuses to know how a
 //! deed is done, and how long it takes: a deed that is late makes the later ones of its lane late.
 
 use serde::Serialize;
@@ -133,7 +133,9 @@ impl Schedule {
         let tempo = if length < Duration::from_secs(60) { QUICK } else { STEADY };
         let end = length.saturating_sub(tempo.settle);
         let mut dice = Dice::new(seed);
-        let mut weathers = Bag::new(Weather::ALL.to_vec());
+        // Three times as often as the others: a plugin has failed in these.
+        let often = [Weather::Blips, Weather::Lies].repeat(2);
+        let mut weathers = Bag::new([&Weather::ALL[..], &often].concat());
         let sky = lane(&mut dice, tempo.calm, end, |dice, _| {
             let lasts = dice.duration(tempo.weather);
             (Deed::Weather(weathers.draw(dice), lasts), lasts)
