@@ -197,13 +197,13 @@ async fn watch(nodes: Vec<Arc<Node>>, began: Instant, stop: Arc<AtomicBool>) -> 
 async fn a_short_soak_loses_nothing_and_breaks_no_promise() {
     let dir = tempfile::tempdir().unwrap();
     let binary = crate::support::site::BINARY.to_owned();
-    let plan = Plan { seed: 20, length: Duration::from_secs(20), binary, dir: dir.path().to_owned() };
+    let plan = Plan { seed: 32, length: Duration::from_secs(20), binary, dir: dir.path().to_owned() };
     let report = run(&plan).await;
     println!("{report}");
     assert!(report.is_good());
     // It did something; how much is the machine's.
     assert!(report.sealed > 0 && report.rotations > 0 && report.objects > 0, "{report}");
-    for deed in ["kill", "restart", "take-over", "weather", "reload"] {
+    for deed in ["kill", "restart", "take-over", "weather", "reload", "disk-stalls", "silence"] {
         assert!(report.deeds.contains_key(deed), "no {deed}");
     }
 }
