@@ -29,7 +29,7 @@ enum Inner {
 pub enum Place<'a> {
     /// A file: absolute, with a parent and a name.
     File(&'a Path),
-    /// A name in the abstract namespace, without the leading `@` or NUL. It has no permissions: see [`super::peer`].
+    /// A name in the abstract namespace, without the leading `@` or NUL. It has no permissions: only the check of the peer stands.
     Abstract(&'a str),
 }
 

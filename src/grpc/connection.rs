@@ -1,7 +1,7 @@
 //! One HTTP/2 connection: takes requests in, has them answered, and ends well.
 //!
 //! Guarantees: what arrives together is answered together, so that the answers share one write (the first of a crowd may have one of
-//! its own, and each with a seed in it has: [`super::reply`]); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
+//! its own, and each with a seed in it has: `reply`); a request that can be answered from memory is answered on the spot, anything else in a task of its own, so that nothing
 //! waits for it; after `stop` there is a GOAWAY, and running calls end. Refuses to know what a request asks. SPEC: RFC 9113.
 
 use crate::message;

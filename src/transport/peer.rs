@@ -116,7 +116,7 @@ impl Connected for PeerStream {
     }
 }
 
-/// SECURITY: the reader has to speak HTTP/2: where it would wait, it may get a frame to ignore ([`Flush`]).
+/// SECURITY: the reader has to speak HTTP/2: where it would wait, it may get a frame to ignore (`flush`).
 impl AsyncRead for PeerStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
