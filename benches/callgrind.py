@@ -13,13 +13,13 @@ import sys
 # Crates and parts of the C library by what they are for; the first that fits the beginning of a function's name.
 PARTS = [
     ("h2, http, bytes", r"h2::|http::|bytes::|<?&?http|.*h2::|.*bytes::|.*http::|slab|fnv|hashbrown|indexmap"),
-    ("log", r".*tracing|.*kube_kms::telemetry::log|.*kube_kms::grpc::request_log|.*crossbeam|.*LocalKey"),
+    ("log", r".*tracing|.*kube_kms_telemetry::log|.*kube_kms_grpc::request_log|.*crossbeam|.*LocalKey"),
     ("text formatting", r".*core::fmt|.*alloc::fmt|.*fmt::Write|.*as core::fmt"),
     ("cipher", r".*aes|.*ghash|.*polyval|.*ctr::|.*cipher|.*universal_hash|.*sha2"),
     ("prost", r".*prost"),
     ("hyper", r".*hyper"),
     ("tonic, tower, axum", r".*tonic|.*tower|.*axum"),
-    ("kube-kms", r".*kube_kms"),
+    ("kube-kms", r".*(kube_kms|kms_v2)"),
     ("tokio, mio", r".*tokio|.*mio::"),
     ("allocator", r"_?_?(libc_)?(malloc|free|calloc|realloc|_int_|unlink_chunk|sysmalloc|arena|tcache|cfree)"),
     ("memory copied and wiped", r"__mem|mem(cpy|set|move|cmp)"),
