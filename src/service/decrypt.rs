@@ -23,6 +23,7 @@ use crate::write_state::WriteState;
 use kube_kms_core::annotation::{AdditionalData, Annotations, DekName, RecoveryWrap};
 use kube_kms_core::envelope::Envelope;
 use kube_kms_core::fault::{Class, Fault, Reason};
+use kube_kms_core::health::Policy;
 use kube_kms_core::kek_ref::KekRef;
 use kube_kms_core::key_id::KeyId;
 use kube_kms_core::uid::Uid;
@@ -191,7 +192,7 @@ impl Plugin {
         match self.route(caller.annotations.kek(), &recovery) {
             Route::Primary => self.primary(caller, expired, patience).await,
             Route::PrimaryFirst => match self.primary(caller, expired, half).await {
-                Err(fault) if may_recover(&fault, keks.break_glass()) => {
+                Err(fault) if may_recover(&fault, &self.settings().policy, keks.break_glass()) => {
                     // The primary's fault is the one to report: it is what an operator must mend.
                     self.recover(caller, &recovery, half).await.map_err(|_| fault)
                 }
@@ -381,10 +382,13 @@ impl Plugin {
     }
 }
 
-/// Whether a recovery KEK may stand in after this fault of the primary. SECURITY: a disabled key is often meant to be, so that
-/// takes the operator's word.
-const fn may_recover(fault: &Fault, break_glass: bool) -> bool {
+/// Whether a recovery KEK may stand in after this fault of the primary. SECURITY: a disabled key is often meant to be, and so is a
+/// key store that is closed where the operator says so (`outage.onUnusable: revoke`); that takes the operator's word.
+fn may_recover(fault: &Fault, policy: &Policy, break_glass: bool) -> bool {
     let class = fault.class();
+    if policy.is_final(fault.reason()) {
+        return break_glass;
+    }
     class.is_transient() || (break_glass && matches!(class, Class::KekDead | Class::KekDenied | Class::KekUnknown))
 }
 

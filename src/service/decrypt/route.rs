@@ -6,7 +6,7 @@ use crate::fixture::{settings, write_state};
 use crate::kek_set::KekSet;
 use crate::plugin::Published;
 use kube_kms_core::annotation::WrappedDek;
-use kube_kms_core::health::{OnDenied, State};
+use kube_kms_core::health::{OnDenied, OnUnusable, State};
 use kube_kms_core::kek_ref::KekKind;
 use kube_kms_os::OsEntropy;
 
@@ -68,9 +68,13 @@ struct Asked {
 
 /// Reads a value under the KEK `k` that has a recovery wrap, while the recovery KEK is well.
 async fn asked(primary: Line, break_glass: bool, is_revoked: bool) -> Asked {
+    asked_under(OnUnusable::Coast, primary, break_glass, is_revoked).await
+}
+
+async fn asked_under(on_unusable: OnUnusable, primary: Line, break_glass: bool, is_revoked: bool) -> Asked {
     let (kek, recovery) = (ScriptedKek::new("k", &[primary]), ScriptedKek::new("recovery", &[AT_ONCE]));
     let keks = KekSet::new(entry(&kek), Vec::new()).with_recovery(vec![entry(&recovery)], break_glass);
-    let plugin = plugin_over(keks, |_| {});
+    let plugin = plugin_over(keks, |settings| settings.policy.on_unusable = on_unusable);
     let wrap = RecoveryWrap {
         kek: KekRef::new(KekKind::LOCAL, "recovery").unwrap(),
         dek: WrappedDek::parse(1_u32.to_be_bytes().to_vec()).unwrap(),
@@ -100,6 +104,18 @@ async fn a_recovery_kek_stands_in_for_a_silent_primary_and_for_a_dead_one_only_w
     }
     let well = asked(AT_ONCE, true, false).await;
     assert_eq!((well.said, well.primary, well.recovery), (Ok(DekSource::Unwrapped), 1, 0));
+}
+
+/// Closing the key store is meant, to this operator: the recovery KEK is not the way around it.
+#[tokio::test(start_paused = true)]
+async fn a_key_store_that_is_closed_on_purpose_is_not_opened_around_unless_glass_may_be_broken() {
+    for reason in [Reason::KeyStoreUnavailable, Reason::KeyStateUnknown] {
+        for break_glass in [false, true] {
+            let asked = asked_under(OnUnusable::Revoke, Line::Fail(reason), break_glass, false).await;
+            let expected = if break_glass { Ok(DekSource::Recovered) } else { Err(reason) };
+            assert_eq!((asked.said, asked.recovery), (expected, usize::from(break_glass)), "{reason} {break_glass}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
