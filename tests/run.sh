@@ -18,7 +18,7 @@ esac
 report=target/nextest/$profile/junit.xml
 
 if [ "$profile" = default ]; then
-  echo "make test: about 5 minutes on two quiet cores, and about 5 more to build the first time"
+  echo "make test: about 7 minutes on two cores, and about 5 more to build the first time"
 else
   echo "make test-all: about 20 minutes on two quiet cores, and about 10 more to build and fetch what it needs the first time"
 fi
